@@ -1,0 +1,100 @@
+"""One request inside the engine: its tokens, its blocks, and the states it may be in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.request import FinishReason, GenerateRequest
+
+
+class State(Enum):
+    """Where a sequence is. Only PREFILL and DECODE hold KV blocks."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+class Transition(Enum):
+    """What may happen to a sequence."""
+
+    ADMIT = "admit"
+    PREFILLED = "prefilled"
+    PREEMPT = "preempt"
+    FINISH = "finish"
+
+
+TRANSITIONS: dict[tuple[State, Transition], State] = {
+    (State.WAITING, Transition.ADMIT): State.PREFILL,
+    (State.WAITING, Transition.FINISH): State.FINISHED,
+    (State.PREFILL, Transition.PREFILLED): State.DECODE,
+    (State.PREFILL, Transition.PREEMPT): State.WAITING,
+    (State.PREFILL, Transition.FINISH): State.FINISHED,
+    (State.DECODE, Transition.PREEMPT): State.WAITING,
+    (State.DECODE, Transition.FINISH): State.FINISHED,
+}
+
+
+class IllegalTransition(Exception):
+    """A step the table does not hold: a bug of the engine, never of a client."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's progress.
+
+    token_ids: prompt, then what was generated; end_token_ids: those that end it
+    num_computed_tokens: how many of them have their KV in the cache
+    num_encoded_images: how many images have embeddings held by the runner
+    block_table: ids of KV blocks, in token order
+    """
+
+    request: GenerateRequest
+    token_ids: list[int] = field(init=False)
+    end_token_ids: frozenset[int] = field(init=False)
+    state: State = State.WAITING
+    num_computed_tokens: int = 0
+    num_encoded_images: int = 0
+    block_table: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_preemptions: int = 0
+    arrival_seconds: float = field(default_factory=time.monotonic)
+    last_token_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+        self.end_token_ids = self.request.end_token_ids
+
+    def apply(self, transition: Transition) -> None:
+        """Move to the state the table names; raises IllegalTransition."""
+        target = TRANSITIONS.get((self.state, transition))
+        if target is None:
+            raise IllegalTransition(
+                f"{transition.value} of a {self.state.value} sequence ({self.request.request_id})"
+            )
+        self.state = target
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.request.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens the client sent, image placeholders included."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Known tokens whose KV is still to be computed; 1 in steady decode."""
+        return len(self.token_ids) - self.num_computed_tokens

@@ -1,0 +1,147 @@
+"""What travels between the floors: the one request that every protocol makes, the one stream it
+reads.
+
+Knows no protocol, no tensor library and no model: pictures are uint8 arrays, prompts are token ids.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_TOKENS_LIMIT = 1 << 20
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageInput:
+    """One picture as the vision tower takes it: decoded, turned upright, resized, not yet
+    normalised.
+
+    pixels: [height, width, 3] uint8 RGB, both sides multiples of patch_size * merge_size
+    grid_height, grid_width: sides in patches (before the merge)
+    offset: index of its first placeholder among the prompt's tokens
+    num_tokens: placeholders, grid_height * grid_width / merge_size ** 2
+    digest: BLAKE2b over size and pixels, what caches know the picture by
+    source_width, source_height: pixels as sent, after EXIF orientation
+    """
+
+    pixels: NDArray[np.uint8]
+    grid_height: int
+    grid_width: int
+    offset: int
+    num_tokens: int
+    digest: bytes
+    source_width: int
+    source_height: int
+
+    @property
+    def end(self) -> int:
+        """Index just past its last placeholder."""
+        return self.offset + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when to stop; names as in vLLM's SamplingParams.
+
+    temperature: 0 is greedy; top_k: 0 considers all; seed: None draws one for the request
+    stop: strings that end the text and are not part of it; stop_token_ids: ids that end it
+
+    Raises InvalidRequest with the name, the value and the limit.
+    """
+
+    max_tokens: int = 256
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("max_tokens", self.max_tokens, 1, MAX_TOKENS_LIMIT),
+            ("min_tokens", self.min_tokens, 0, self.max_tokens),
+            ("temperature", self.temperature, 0.0, 10.0),
+            ("top_k", self.top_k, 0, MAX_TOKENS_LIMIT),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("seed", self.seed or 0, 0, MAX_SEED),
+        ):
+            if not low <= value <= high:  # also false for NaN
+                raise InvalidRequest(f"{name} is {value}; it must be from {low} to {high}")
+        for name, value, high in (
+            ("top_p", self.top_p, 1.0),
+            ("repetition_penalty", self.repetition_penalty, 10.0),
+        ):
+            if not (0.0 < value <= high and math.isfinite(value)):
+                raise InvalidRequest(f"{name} is {value}; it must be above 0 and at most {high}")
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop holds an empty string; it must hold at least one character")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateRequest:
+    """One sequence to generate; a batch of N pictures is N of these.
+
+    request_id: unique within the process
+    prompt_token_ids: every token, each image's placeholders included
+    images: in the order of their offsets
+    seed: drawn when the client gave none, so that a preempted sequence repeats itself
+    eos_token_ids: the model's end-of-text ids
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    images: tuple[ImageInput, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Ids that end this sequence: the client's, and the model's own unless it ignores them."""
+        stop = self.sampling.stop_token_ids
+        return stop if self.sampling.ignore_eos else stop | self.eos_token_ids
+
+
+class FinishReason(Enum):
+    """Why a sequence ended, as clients read it."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """What one engine step did for one request.
+
+    token_id: the new token, None where the event only says how it ended
+    num_completion_tokens: tokens generated so far, this one included
+    finish_reason: set on the last event; error: its text when the reason is ERROR
+    """
+
+    request_id: str
+    token_id: int | None
+    num_completion_tokens: int
+    finish_reason: FinishReason | None = None
+    error: str | None = None

@@ -1,0 +1,204 @@
+"""Every knob of the server: unit, default and reason, read once at the composition root.
+
+From `QVL_SECTION__NAME` in the environment and `--section.name` on the command line; the command
+line wins.
+An unknown `QVL_*` variable or flag is refused: a misspelt limit must not silently be no limit.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENV_PREFIX = "QVL_"
+MIB = 1 << 20
+
+
+class UnknownSetting(ValueError):
+    """An environment variable with our prefix that names no setting."""
+
+
+class Dtype(StrEnum):
+    """Number format of weights and KV cache."""
+
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+class Section(BaseModel):
+    """A group of settings; closed and immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Section):
+    """Which checkpoint is served, and how it is held."""
+
+    dir: Path | None = Field(
+        None,
+        description="checkpoint folder; default: the bundled demo model (--model_dir is the same)",
+    )
+    id: str | None = Field(
+        None, description="name on the model hub, fetched when no folder is given"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of --model_id")
+    names: tuple[str, ...] = Field(
+        ("qwen3-vl",), min_length=1, description="names clients may use; the first is the one shown"
+    )
+    device: str = Field(
+        "auto", description="torch device: cpu, cuda, cuda:1 …; auto takes CUDA where there is one"
+    )
+    dtype: Dtype = Field(
+        Dtype.AUTO,
+        description="auto: the checkpoint's on CUDA; on CPU bfloat16 where the processor has "
+        "instructions for it, else float32",
+    )
+
+
+class EngineSettings(Section):
+    """The continuous-batching engine."""
+
+    max_batched_tokens: int = Field(
+        2048,
+        ge=16,
+        description="tokens a step computes at most: prefill speed against the ITL of others",
+    )
+    max_encoder_tokens: int = Field(
+        4096,
+        ge=1,
+        description="image tokens a step encodes at most; a single larger image still goes, alone",
+    )
+    max_sequences: int = Field(64, ge=1, description="sequences that run at once")
+    max_queued_requests: int = Field(
+        512, ge=1, description="sequences that may wait; more are answered with 429"
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=16,
+        description="tokens of prompt and answer; default: the checkpoint's, at most 32768",
+    )
+    block_size: int = Field(16, ge=1, description="tokens of a KV block")
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="memory of the KV cache; default: on CUDA what memory_ratio leaves, on CPU "
+        "1 GiB or what max_sequences can use, whichever is less",
+    )
+    memory_ratio: float = Field(
+        0.9, gt=0, le=1, description="share of the device's memory for weights, activations and KV"
+    )
+    stall_seconds: float = Field(
+        120.0, gt=0, description="a step longer than this makes liveness fail: the device hangs"
+    )
+
+
+class ImageSettings(Section):
+    """What pictures are let in, and how large the model sees them."""
+
+    max_bytes: int = Field(10 * MIB, ge=1, description="encoded size of one picture, in bytes")
+    max_source_pixels: int = Field(
+        40_000_000, ge=1, description="width x height before resizing, read from the header first"
+    )
+    max_side: int = Field(16_384, ge=1, description="pixels of the longer side before resizing")
+    max_aspect_ratio: float = Field(
+        200.0,
+        gt=1,
+        description="longer over shorter side; the model's own limit, may only be lowered",
+    )
+    max_per_request: int = Field(8, ge=1, description="pictures in one prompt")
+    min_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="pixels a picture is enlarged to; default: the checkpoint's processor",
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="pixels a picture is shrunk to; default: the checkpoint's processor"
+    )
+
+
+class RequestSettings(Section):
+    """Limits of one request, checked before its body is held in memory."""
+
+    max_body_bytes: int = Field(
+        64 * MIB, ge=1, description="HTTP body or gRPC message: a batch of large pictures"
+    )
+    max_batch: int = Field(32, ge=1, description="prompts in one V2 request")
+    max_prompt_bytes: int = Field(
+        32 * 1024, ge=1, description="UTF-8 bytes of the text of one prompt"
+    )
+    max_stop: int = Field(4, ge=0, description="stop strings of one request")
+    default_max_tokens: int = Field(
+        256, ge=1, description="completion tokens when the client names none"
+    )
+    default_prompt: str = Field(
+        "Describe this image.", min_length=1, description="the prompt when the client sends none"
+    )
+
+
+class ServerSettings(Section):
+    """Listening, starting and stopping."""
+
+    host: str = Field("0.0.0.0", description="address to listen on, HTTP and gRPC")
+    http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 takes a free one")
+    grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    preprocess_threads: int = Field(
+        max(2, min(8, os.cpu_count() or 2)), ge=1, description="threads that decode and tokenise"
+    )
+    unready_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="after SIGTERM: unready but still serving, while load balancers look away "
+        "(5 in Kubernetes)",
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="after that: how long running requests may take to finish"
+    )
+    keep_alive_seconds: int = Field(
+        65, ge=1, description="idle HTTP connections are kept this long"
+    )
+
+
+class Settings(BaseSettings):
+    """All of them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+    )
+
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    image: ImageSettings = ImageSettings()
+    request: RequestSettings = RequestSettings()
+    server: ServerSettings = ServerSettings()
+
+
+def environment_names() -> frozenset[str]:
+    """Every environment variable that is a setting, upper case."""
+    return frozenset(
+        f"{ENV_PREFIX}{section}__{name}".upper()
+        for section, info in Settings.model_fields.items()
+        if isinstance(info.default, Section)
+        for name in type(info.default).model_fields
+    )
+
+
+def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Raise UnknownSetting for a `QVL_*` variable that pydantic-settings would silently ignore."""
+    known = environment_names()
+    for variable in sorted(environ):
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
+            raise UnknownSetting(f"{variable} is no setting; see qwen3-vl serve --help")

@@ -1,0 +1,259 @@
+"""The scheduler against a runner without tensors: order, budgets, blocks, and nothing ever lost."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.unit.fake_runner import FakeRunner, reference
+
+from model.engine.blocks import BlockPool
+from model.engine.scheduler import Scheduler, SchedulerLimits
+from model.engine.sequence import TRANSITIONS, IllegalTransition, Sequence, State, Transition
+from model.errors import PromptTooLong
+from model.request import FinishReason, GenerateRequest, ImageInput, SamplingParams, TokenEvent
+
+
+def request(
+    name: str,
+    num_prompt_tokens: int,
+    max_tokens: int = 4,
+    images: tuple[tuple[int, int], ...] = (),
+    **sampling: object,
+) -> GenerateRequest:
+    """A request whose prompt depends on its name; images are (offset, num_tokens)."""
+    draw = random.Random(name)
+    return GenerateRequest(
+        request_id=name,
+        prompt_token_ids=tuple(draw.randrange(50) for _ in range(num_prompt_tokens)),
+        sampling=SamplingParams(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
+        seed=0,
+        images=tuple(
+            ImageInput(np.zeros((1, 1, 3), np.uint8), 1, 1, offset, size, b"", 1, 1)
+            for offset, size in images
+        ),
+    )
+
+
+def scheduler(num_blocks: int = 64, block_size: int = 4, **limits: int) -> Scheduler:
+    defaults = {
+        "max_batched_tokens": 32,
+        "max_encoder_tokens": 16,
+        "max_sequences": 8,
+        "max_model_len": 128,
+    }
+    return Scheduler(SchedulerLimits(**(defaults | limits)), BlockPool(num_blocks, block_size))
+
+
+def step(engine: Scheduler, runner: FakeRunner) -> list[TokenEvent]:
+    batch = engine.schedule()
+    runner.release(engine.take_released())
+    events = engine.commit(batch, runner.execute(batch))
+    runner.release(engine.take_released())
+    return events
+
+
+def run(engine: Scheduler, runner: FakeRunner, max_steps: int = 500) -> dict[str, list[int]]:
+    texts: dict[str, list[int]] = {}
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return texts
+        for event in step(engine, runner):
+            assert event.token_id is not None
+            texts.setdefault(event.request_id, []).append(event.token_id)
+    raise AssertionError("the scheduler did not finish")
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [1, 3, 4, 5, 31, 32, 33, 100])
+def test_a_prompt_of_any_length_is_cut_into_chunks_and_answered(num_prompt_tokens: int) -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    one = request("one", num_prompt_tokens)
+    engine.add(one)
+    assert run(engine, runner) == {"one": reference(one.prompt_token_ids, 4)}
+    assert max(batch.num_tokens for batch in runner.batches) <= 32
+    assert engine.pool.num_free == 64
+
+
+def test_decodes_go_on_while_a_long_prompt_is_prefilled() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("short", 2, max_tokens=10))
+    step(engine, runner)
+    engine.add(request("long", 100))
+    names = [{event.request_id for event in step(engine, runner)} for _ in range(3)]
+    assert names == [{"short"}, {"short"}, {"short"}]
+    assert [batch.num_tokens for batch in runner.batches[1:]] == [32, 32, 32]
+
+
+def test_several_requests_share_a_step() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    requests = [request(f"r{index}", 5) for index in range(6)]
+    for one in requests:
+        engine.add(one)
+    texts = run(engine, runner)
+    assert texts == {one.request_id: reference(one.prompt_token_ids, 4) for one in requests}
+    assert len(runner.batches) == 4
+
+
+def test_the_newest_is_preempted_and_says_the_same_afterwards() -> None:
+    engine, runner = scheduler(num_blocks=10), FakeRunner(10, 4)
+    requests = [request(f"r{index}", 8, max_tokens=16) for index in range(4)]
+    for one in requests:
+        engine.add(one)
+    texts = run(engine, runner)
+    assert engine.stats.preemptions > 0
+    assert texts == {one.request_id: reference(one.prompt_token_ids, 16) for one in requests}
+    assert engine.pool.num_free == 10
+
+
+def test_a_chunk_ends_before_an_image_that_this_step_cannot_encode() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("two", 30, images=((2, 10), (14, 12))))
+    step(engine, runner)
+    first = runner.batches[0]
+    assert [image.image_index for image in first.images] == [0]
+    assert first.num_tokens == 14
+    step(engine, runner)
+    assert [image.image_index for image in runner.batches[1].images] == [1]
+
+
+def test_an_image_over_the_encoder_budget_goes_alone() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("huge", 25, images=((0, 20),)))
+    engine.add(request("next", 25, images=((0, 20),)))
+    step(engine, runner)
+    assert [image.sequence.request_id for image in runner.batches[0].images] == ["huge"]
+    assert set(run(engine, runner)) == {"huge", "next"}
+
+
+def test_a_prompt_that_can_never_fit_is_refused_with_both_numbers() -> None:
+    engine = scheduler(num_blocks=4)
+    with pytest.raises(PromptTooLong, match="16 tokens; this model takes at most 15"):
+        engine.add(request("long", 16))
+
+
+def test_the_answer_ends_where_the_context_does() -> None:
+    engine, runner = scheduler(max_model_len=20), FakeRunner(64, 4)
+    engine.add(request("one", 15, max_tokens=100))
+    assert len(run(engine, runner)["one"]) == 5
+    assert engine.stats.finished == {"length": 1}
+
+
+def test_an_end_token_stops_and_is_reported() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    probe = request("one", 5, max_tokens=9)
+    expected = reference(probe.prompt_token_ids, 9)
+    engine.add(request("one", 5, max_tokens=9, stop_token_ids=frozenset({expected[3]})))
+    stop = expected.index(expected[3])
+    assert run(engine, runner)["one"] == expected[: stop + 1]
+    assert engine.stats.finished == {"stop": 1}
+
+
+def test_a_failed_step_fails_its_requests_and_frees_their_blocks() -> None:
+    engine = scheduler()
+    engine.add(request("one", 5))
+    batch = engine.schedule()
+    events = engine.fail([share.sequence for share in batch.sequences], "broken")
+    assert [(event.finish_reason, event.error) for event in events] == [
+        (FinishReason.ERROR, "broken")
+    ]
+    assert not engine.has_work
+    assert engine.pool.num_free == 64
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("transition", list(Transition))
+def test_only_transitions_of_the_table_are_possible(state: State, transition: Transition) -> None:
+    sequence = Sequence(request("one", 3), state=state)
+    if (state, transition) in TRANSITIONS:
+        sequence.apply(transition)
+        assert sequence.state is TRANSITIONS[state, transition]
+    else:
+        with pytest.raises(IllegalTransition, match=f"{transition.value} of a {state.value}"):
+            sequence.apply(transition)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random submits, steps, cancels and failures over a small cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = scheduler(num_blocks=12, max_sequences=5)
+        self.runner = FakeRunner(12, 4)
+        self.requests: dict[str, GenerateRequest] = {}
+        self.texts: dict[str, list[int]] = {}
+        self.count = 0
+
+    @rule(
+        num_prompt_tokens=st.integers(1, 40),
+        max_tokens=st.integers(1, 12),
+        image=st.none() | st.tuples(st.integers(0, 10), st.integers(1, 20)),
+    )
+    def submit(
+        self, num_prompt_tokens: int, max_tokens: int, image: tuple[int, int] | None
+    ) -> None:
+        images = (image,) if image and sum(image) <= num_prompt_tokens else ()
+        one = request(f"r{self.count}", num_prompt_tokens, max_tokens, images)
+        self.count += 1
+        self.engine.add(one)
+        self.requests[one.request_id] = one
+
+    @precondition(lambda self: self.engine.has_work)
+    @rule()
+    def step(self) -> None:
+        for event in step(self.engine, self.runner):
+            assert event.token_id is not None
+            self.texts.setdefault(event.request_id, []).append(event.token_id)
+            if event.finish_reason is not None:
+                self.check_text(event.request_id)
+
+    def check_text(self, name: str) -> None:
+        one = self.requests.pop(name)
+        room = self.engine.max_sequence_tokens - len(one.prompt_token_ids)
+        expected = reference(one.prompt_token_ids, min(one.sampling.max_tokens, room))
+        assert self.texts[name] == expected
+
+    @precondition(lambda self: self.requests)
+    @rule(draw=st.randoms(use_true_random=False))
+    def cancel(self, draw: random.Random) -> None:
+        name = draw.choice(sorted(self.requests))
+        assert self.engine.abort(name)
+        assert not self.engine.abort(name)
+        del self.requests[name]
+        self.runner.release(self.engine.take_released())
+
+    @precondition(lambda self: self.engine.has_work)
+    @rule()
+    def fail(self) -> None:
+        batch = self.engine.schedule()
+        for event in self.engine.fail([share.sequence for share in batch.sequences], "broken"):
+            del self.requests[event.request_id]
+        self.runner.release(self.engine.take_released())
+
+    @invariant()
+    def blocks_are_held_by_running_sequences_only(self) -> None:
+        held = [block for one in self.engine._running for block in one.block_table]
+        assert len(held) == len(set(held))
+        assert len(held) + self.engine.pool.num_free == 12
+        assert all(not one.block_table for one in self.engine._waiting)
+
+    @invariant()
+    def running_is_ordered_by_arrival(self) -> None:
+        arrivals = [int(one.request_id[1:]) for one in self.engine._running]
+        assert arrivals == sorted(arrivals)
+
+    def teardown(self) -> None:
+        while self.engine.has_work:
+            self.step()
+        assert not self.requests
+        assert self.engine.pool.num_free == 12
+        assert not self.runner.embeddings
+
+
+SchedulerMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=50, deadline=None
+)
+TestSchedulerMachine = SchedulerMachine.TestCase
