@@ -66,6 +66,12 @@ class Checkpoint:
         """Pixels one visual token stands for."""
         return (self.patch_size * self.merge_size) ** 2
 
+    def max_model_len(self, wanted: int | None) -> int:
+        """Tokens of prompt and answer: what is wanted, else a useful default, never over the
+        model's.
+        """
+        return min(wanted or DEFAULT_MAX_MODEL_LEN, self.max_position_embeddings)
+
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint's description.

@@ -138,6 +138,7 @@ class TokenEvent:
     token_id: the new token, None where the event only says how it ended
     num_completion_tokens: tokens generated so far, this one included
     finish_reason: set on the last event; error: its text when the reason is ERROR
+    queue_seconds: how long the sequence waited before its first step
     """
 
     request_id: str
@@ -145,3 +146,4 @@ class TokenEvent:
     num_completion_tokens: int
     finish_reason: FinishReason | None = None
     error: str | None = None
+    queue_seconds: float = 0.0

@@ -124,15 +124,19 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
+    def check_capacity(self, num_requests: int) -> None:
+        """Raise QueueFull unless that many more requests may wait."""
+        num_queued = self.num_queued
+        if num_queued + num_requests > self._max_queued_requests:
+            raise QueueFull(num_queued, self._max_queued_requests)
+
     def submit(self, requests: Seq[GenerateRequest]) -> list[TokenStream]:
         """Queue requests, all or none. Raises PromptTooLong, QueueFull, NotReady."""
         if self._loop is None or self._stopping:
             raise NotReady("the engine is not running")
         for request in requests:
             self._scheduler.check(request)
-        num_queued = self.num_queued
-        if num_queued + len(requests) > self._max_queued_requests:
-            raise QueueFull(num_queued, self._max_queued_requests)
+        self.check_capacity(len(requests))
         streams = [TokenStream(self, request.request_id) for request in requests]
         self._streams.update((stream.request_id, stream) for stream in streams)
         self._send(_Submit(tuple(requests)))

@@ -210,7 +210,8 @@ class Scheduler:
         self._waiting.popleft()
         sequence.apply(Transition.ADMIT)
         if sequence.num_preemptions == 0:
-            self.stats.queue.observe(self._clock() - sequence.arrival_seconds)
+            sequence.queue_seconds = self._clock() - sequence.arrival_seconds
+            self.stats.queue.observe(sequence.queue_seconds)
         self._running.append(sequence)
         return self._share(sequence, budget, images)
 
@@ -282,7 +283,13 @@ class Scheduler:
         reason = self._finish_reason(sequence, token_id)
         if reason is not None:
             self._finish(sequence, reason)
-        return TokenEvent(sequence.request_id, token_id, sequence.num_completion_tokens, reason)
+        return TokenEvent(
+            sequence.request_id,
+            token_id,
+            sequence.num_completion_tokens,
+            reason,
+            queue_seconds=sequence.queue_seconds,
+        )
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         sampling = sequence.request.sampling

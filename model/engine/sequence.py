@@ -52,6 +52,8 @@ class Sequence:
     num_computed_tokens: how many of them have their KV in the cache
     num_encoded_images: how many images have embeddings held by the runner
     block_table: ids of KV blocks, in token order
+    arrival_seconds, last_token_seconds: on the scheduler's clock; queue_seconds: arrival to
+    admission
     """
 
     request: GenerateRequest
@@ -64,6 +66,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
     arrival_seconds: float = field(default_factory=time.monotonic)
+    queue_seconds: float = 0.0
     last_token_seconds: float | None = None
 
     def __post_init__(self) -> None:

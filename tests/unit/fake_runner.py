@@ -1,6 +1,8 @@
-"""A runner without tensors: the next token is a hash of all tokens before it, read through the blocks.
+"""A runner without tensors: the next token is a hash of all tokens before it, read through the
+blocks.
 
-It stores every token in its block, as a KV cache does, so that a wrong block table, a block shared by mistake
+It stores every token in its block, as a KV cache does, so that a wrong block table, a block shared
+by mistake
 or a token computed twice changes the text.
 """
 

@@ -9,12 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.fake_runner import FakeRunner, reference
-from tests.unit.test_scheduler import request, scheduler
 
 from model.engine.loop import Engine
 from model.errors import NotReady, PromptTooLong, QueueFull
 from model.request import FinishReason
+from tests.unit.fake_runner import FakeRunner, reference
+from tests.unit.test_scheduler import request, scheduler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.unit.fake_runner import FakeRunner, reference
 
 from model.engine.blocks import BlockPool
 from model.engine.scheduler import Scheduler, SchedulerLimits
 from model.engine.sequence import TRANSITIONS, IllegalTransition, Sequence, State, Transition
 from model.errors import PromptTooLong
 from model.request import FinishReason, GenerateRequest, ImageInput, SamplingParams, TokenEvent
+from tests.unit.fake_runner import FakeRunner, reference
 
 
 def request(

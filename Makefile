@@ -1,0 +1,63 @@
+# Every target is one line of help away: type `make`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HTTP_PORT ?= 8080
+GRPC_PORT ?= 8081
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+# The stamp holds the hash of pyproject.toml: a second run installs nothing, a changed dependency does.
+STAMP := $(VENV)/.installed
+HASH := $(shell sha256sum pyproject.toml | cut -d' ' -f1)
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+.PHONY: install
+install: ## Make the environment in .venv (done by every other target when needed)
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(HASH)" ]; then \
+	  set -e; \
+	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	    || { echo "Python 3.11 to 3.13 is needed; $$($(PYTHON) --version) was found; set PYTHON=…" >&2; exit 1; }; \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --upgrade pip; \
+	  $(BIN)/python -m pip install --quiet --editable '.[dev]'; \
+	  echo $(HASH) > $(STAMP); \
+	fi
+
+.PHONY: serve
+serve: install ## Serve the bundled model on HTTP_PORT and GRPC_PORT (8080, 8081); more by ARGS='--…'
+	$(BIN)/python -m model --http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) $(ARGS)
+
+.PHONY: test
+test: install ## Run the tests (no GPU, no downloads)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: install ## Format check, ruff, mypy --strict, import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: install ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --quiet .
+
+.PHONY: proto
+proto: install ## Compile the V2 protocol's .proto into its committed descriptor
+	$(BIN)/python -m grpc_tools.protoc -I model/serving --include_imports \
+	  --descriptor_set_out=model/serving/v2_protocol.binpb model/serving/v2_protocol.proto
+
+.PHONY: bench
+bench: install ## Measure the engine against sequential generate, side by side (minutes)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: evaluate
+evaluate: install ## Measure the bundled model on scenes it has not seen (minutes)
+	$(BIN)/python -m model.demo evaluate $(ARGS)
