@@ -1,0 +1,89 @@
+"""The text model over a flat batch: tokens of all sequences side by side, KV in pages.
+
+The reference path: transformers' own modules with the paged attention beneath. Only
+`language_model` is called: `Qwen3VLModel.forward` keeps the last prompt's rope_deltas for the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from model.runner import attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from model.runner.attention import AttentionMetadata
+    from model.runner.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """The image tokens among a flat batch.
+
+    rows: [num_image_tokens] int64, into the batch
+    tokens: [num_image_tokens, hidden_size]; deepstack: such a tensor for each of the first layers
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    deepstack: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """One step's flat batch.
+
+    token_ids: [num_tokens] int64; positions: [3, num_tokens] int64
+    sample_rows: [num_samples] int64, rows whose logits choose a token
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    attention: AttentionMetadata
+    images: ImageRows | None
+    sample_rows: Tensor
+
+
+class TextModel:
+    """Embedding, decoder layers and head of a Qwen3-VL."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._head = model.lm_head
+        self._layers = model.model.language_model
+        attention.register()
+        self._layers.set_attn_implementation(attention.ATTENTION_NAME)
+
+    def logits(self, inputs: TextInputs, cache: KVCache) -> Tensor:
+        """Run a step; writes the batch's KV. Returns [num_samples, vocab_size] float32."""
+        hidden = self._layers.embed_tokens(inputs.token_ids)
+        visual: dict[str, Any] = {}
+        if inputs.images is not None:
+            hidden.index_copy_(0, inputs.images.rows, inputs.images.tokens)
+            visual = _dense_deepstack(inputs.images, hidden)
+        output = self._layers(
+            inputs_embeds=hidden[None],
+            position_ids=inputs.positions[:, None],
+            use_cache=False,
+            kv_cache=cache,
+            attention_metadata=inputs.attention,
+            **visual,
+        ).last_hidden_state[0]
+        sampled = output.index_select(0, inputs.sample_rows)
+        logits: Tensor = self._head(sampled)
+        return logits.to(torch.float32)
+
+
+def _dense_deepstack(images: ImageRows, hidden: Tensor) -> dict[str, Any]:
+    """Additions for every row, zero where no image token is: the batch alone shapes them."""
+    dense = []
+    for layer in images.deepstack:
+        addition = torch.zeros_like(hidden)
+        addition.index_copy_(0, images.rows, layer)
+        dense.append(addition)
+    everywhere = torch.ones((1, len(hidden)), dtype=torch.bool, device=hidden.device)
+    return {"visual_pos_masks": everywhere, "deepstack_visual_embeds": dense}

@@ -1,0 +1,274 @@
+"""One step of the engine on the device: ScheduledBatch in, next token ids out.
+
+Keeps, for each running sequence, its positions and the image embeddings its prefill still needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model.engine.batch import ScheduledBatch, ScheduledImage, ScheduledSequence
+from model.engine.sequence import Sequence
+from model.request import GenerateRequest, ImageInput, SamplingParams
+from model.runner.attention import build_attention_metadata
+from model.runner.device import resolve_device, resolve_dtype
+from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
+from model.runner.loader import LoadProgress, load_model
+from model.runner.positions import PromptPositions, prompt_positions
+from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
+from model.runner.sampler import row_of, sample
+from model.runner.vision import ImageEmbeddings, VisionEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from collections.abc import Sequence as Seq
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from model.checkpoint import Checkpoint
+    from model.settings import EngineSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerMemory:
+    """What the runner holds on its device, in bytes."""
+
+    weight_bytes: int
+    kv_cache_bytes: int
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is kept for one sequence between steps; embeddings by the image's index."""
+
+    positions: PromptPositions
+    embeddings: dict[int, ImageEmbeddings] = field(default_factory=dict)
+
+
+class TorchRunner:
+    """The engine's Runner over a transformers model."""
+
+    def __init__(
+        self, model: PreTrainedModel, checkpoint: Checkpoint, settings: EngineSettings
+    ) -> None:
+        self.model = model
+        weight = model.lm_head.weight
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._text = TextModel(model)
+        self.vision = VisionEncoder(model.model.visual, checkpoint, self.device, self.dtype)
+        self._kept: dict[Sequence, _Kept] = {}
+        self._weight_bytes = _weight_bytes(model)
+        self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
+        self.cache = self._allocate()
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that sequences may own."""
+        return self.cache.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block holds."""
+        return self._shape.block_size
+
+    def memory(self) -> RunnerMemory:
+        """What is held now."""
+        return RunnerMemory(self._weight_bytes, self.cache.num_bytes)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> Seq[int]:
+        """Run one step; one id for each share with `samples`, in the batch's order."""
+        self._encode(batch.images)
+        if not batch.sequences:
+            return []
+        inputs = self._inputs(batch.sequences)
+        logits = self._text.logits(inputs, self.cache)
+        eos = self._checkpoint.eos_token_ids
+        rows = [row_of(share.sequence, eos) for share in batch.sequences if share.samples]
+        ids = sample(logits, rows)
+        self._drop_used(batch.sequences)
+        return ids
+
+    def release(self, sequences: Iterable[Sequence]) -> None:
+        """Forget what is kept for these; unknown ones are fine."""
+        for sequence in sequences:
+            self._kept.pop(sequence, None)
+
+    @property
+    def num_kept(self) -> int:
+        """Sequences something is kept for."""
+        return len(self._kept)
+
+    def kept_images(self, sequence: Sequence) -> frozenset[int]:
+        """Indices of the sequence's images whose embeddings are held."""
+        kept = self._kept.get(sequence)
+        return frozenset(kept.embeddings) if kept else frozenset()
+
+    def warm_up(self) -> None:
+        """Run one small image and a text through the real path, prefill and decode; keeps nothing.
+
+        The cache's blocks hold leftovers afterwards, as after any sequence: they are never read
+        before their next owner writes them.
+        """
+        self._run_alone(self._synthetic_request(num_tokens=8, image_side=2), num_steps=2)
+
+    def _encode(self, images: Seq[ScheduledImage]) -> None:
+        inputs = [item.sequence.request.images[item.image_index] for item in images]
+        for item, embeddings in zip(images, self.vision.encode(inputs), strict=True):
+            self._keep(item.sequence).embeddings[item.image_index] = embeddings
+
+    def _keep(self, sequence: Sequence) -> _Kept:
+        kept = self._kept.get(sequence)
+        if kept is None:
+            images = sequence.request.images
+            merge_size = self._checkpoint.merge_size
+            kept = _Kept(prompt_positions(sequence.num_prompt_tokens, images, merge_size))
+            self._kept[sequence] = kept
+        return kept
+
+    def _inputs(self, shares: Seq[ScheduledSequence]) -> TextInputs:
+        """Flatten the shares into the tensors of one step."""
+        token_ids: list[int] = []
+        positions = []
+        sample_rows = []
+        for share in shares:
+            token_ids += share.sequence.token_ids[share.start : share.end]
+            positions.append(self._keep(share.sequence).positions.span(share.start, share.end))
+            if share.samples:
+                sample_rows.append(len(token_ids) - 1)
+        return TextInputs(
+            token_ids=torch.tensor(token_ids, device=self.device),
+            positions=torch.from_numpy(np.concatenate(positions, axis=1)).to(self.device),
+            attention=build_attention_metadata(shares, self.block_size, self.device, self.dtype),
+            images=self._image_rows(shares),
+            sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=self.device),
+        )
+
+    def _image_rows(self, shares: Seq[ScheduledSequence]) -> ImageRows | None:
+        """Image tokens that fall into this step's shares, None where there are none."""
+        rows: list[torch.Tensor] = []
+        parts: list[list[torch.Tensor]] = []
+        first_row = 0
+        for share in shares:
+            for index, image in enumerate(share.sequence.request.images):
+                start, end = max(share.start, image.offset), min(share.end, image.end)
+                if start >= end:
+                    continue
+                embeddings = self._kept[share.sequence].embeddings.get(index)
+                assert embeddings is not None, (
+                    "an image's tokens were scheduled before its encoding"
+                )
+                offset = first_row - share.start
+                rows.append(torch.arange(start + offset, end + offset, device=self.device))
+                inside = slice(start - image.offset, end - image.offset)
+                parts.append(
+                    [embeddings.tokens[inside], *(d[inside] for d in embeddings.deepstack)]
+                )
+            first_row += share.num_tokens
+        if not rows:
+            return None
+        tokens, *deepstack = (torch.cat(layer) for layer in zip(*parts, strict=True))
+        return ImageRows(torch.cat(rows), tokens, tuple(deepstack))
+
+    def _drop_used(self, shares: Seq[ScheduledSequence]) -> None:
+        """Let go of embeddings whose image is now wholly in the cache."""
+        for share in shares:
+            kept = self._kept[share.sequence]
+            images = share.sequence.request.images
+            for index in [i for i in kept.embeddings if images[i].end <= share.end]:
+                del kept.embeddings[index]
+
+    def _allocate(self) -> KVCache:
+        limit = self._checkpoint.max_model_len(self._settings.max_model_len)
+        num_blocks = size_kv_cache(
+            self._settings, self._shape, limit, self.device, self._measure_activations
+        )
+        return KVCache(self._shape, num_blocks, self.device)
+
+    def _measure_activations(self) -> int:
+        """Bytes that a largest step takes above what is held: full encoder and token budgets."""
+        checkpoint, settings = self._checkpoint, self._settings
+        most = checkpoint.max_pixels // checkpoint.pixels_per_token
+        side = max(1, int(min(most, settings.max_encoder_tokens) ** 0.5))
+        num_tokens = max(settings.max_batched_tokens, side * side)
+        num_blocks = -(-num_tokens // self.block_size) + 1
+        self.cache = KVCache(self._shape, num_blocks, self.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self._run_alone(self._synthetic_request(num_tokens, side), num_steps=1)
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        del self.cache
+        torch.cuda.empty_cache()
+        return peak
+
+    def _run_alone(self, request: GenerateRequest, num_steps: int) -> None:
+        """Prefill a request in one share, then decode, over the first blocks of the cache."""
+        sequence = Sequence(request)
+        most = self.num_blocks * self.block_size
+        sequence.block_table = list(range(self.num_blocks))
+        images = tuple(ScheduledImage(sequence, i) for i in range(len(request.images)))
+        start = 0
+        for _ in range(num_steps):
+            num_tokens = min(len(sequence.token_ids), most) - start
+            if num_tokens < 1:
+                break
+            share = ScheduledSequence(sequence, start, num_tokens, samples=True)
+            sequence.token_ids += self.execute(ScheduledBatch((share,), images))
+            start, images = share.end, ()
+        self.release([sequence])
+
+    def _synthetic_request(self, num_tokens: int, image_side: int) -> GenerateRequest:
+        """A prompt of num_tokens that begins with a black image of image_side² tokens."""
+        checkpoint = self._checkpoint
+        grid = image_side * checkpoint.merge_size
+        side = grid * checkpoint.patch_size
+        image = ImageInput(
+            pixels=np.zeros((side, side, 3), dtype=np.uint8),
+            grid_height=grid,
+            grid_width=grid,
+            offset=0,
+            num_tokens=image_side**2,
+            digest=b"",
+            source_width=side,
+            source_height=side,
+        )
+        ids = [checkpoint.image_token_id] * image.num_tokens + [0] * (num_tokens - image.num_tokens)
+        return GenerateRequest("warm-up", tuple(ids), SamplingParams(), seed=0, images=(image,))
+
+
+def load_runner(
+    settings: Settings, checkpoint: Checkpoint, progress: LoadProgress | None = None
+) -> TorchRunner:
+    """Load a checkpoint onto the device the settings name, and size its KV cache.
+
+    Raises CheckpointError, UnusableSetting.
+    """
+    device = resolve_device(settings.model.device)
+    dtype = resolve_dtype(settings.model.dtype, checkpoint.dtype, device)
+    model = load_model(checkpoint.path, device, dtype, progress)
+    return TorchRunner(model, checkpoint, settings.engine)
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _kv_shape(config: PreTrainedConfig, block_size: int, dtype: torch.dtype) -> KVShape:
+    return KVShape(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        block_size=block_size,
+        dtype=dtype,
+    )
