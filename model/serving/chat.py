@@ -1,0 +1,425 @@
+"""Messages to a prompt: the checkpoint's chat template, tokens, image placeholders.
+
+Knows the template language and the tokenizer. Knows no protocol; pictures come decoded.
+What users write stays text: only the template can write special tokens (CVE-2026-44222).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from model.checkpoint import CheckpointError
+from model.errors import InvalidRequest, PromptTooLong
+from model.serving.detokenizer import IncrementalDetokenizer, TokenBytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+
+    from model.checkpoint import Checkpoint
+    from model.request import ImageInput
+    from model.serving.images import DecodedImage
+    from model.settings import ImageSettings, RequestSettings
+
+ROLES: Final = ("system", "user", "assistant", "tool")
+NAMED_TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
+# Characters for private use, which no standard gives a meaning; a prompt has far fewer than these.
+STAND_INS: Final = range(0xF0000, 0xFFFFE)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Text of a message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture in a message."""
+
+    image: DecodedImage
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, its parts in order.
+
+    Raises InvalidRequest for a role that is none of ROLES.
+    """
+
+    role: str
+    parts: tuple[TextPart | ImagePart, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise InvalidRequest(
+                f"role is {self.role[:32]!r}; it must be one of {', '.join(ROLES)}"
+            )
+
+    @property
+    def text(self) -> str | None:
+        """The whole content where that is a single text: the form every template understands."""
+        match self.parts:
+            case (TextPart(text),):
+                return text
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the engine takes it; images in the order of their offsets."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImageInput, ...]
+
+
+class Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`, which marks answers for training, as its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - the name and type jinja2 gives it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """A checkpoint's chat template, rendered as transformers' apply_chat_template does.
+
+    Raises CheckpointError if the template is not valid.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self._variables = dict(variables or {})
+        self._template = _compile(source)
+
+    @classmethod
+    def load(cls, path: Path) -> ChatTemplate:
+        """Read it from chat_template.jinja, chat_template.json or tokenizer_config.json.
+
+        Raises CheckpointError if none of them has one.
+        """
+        config = _read_json(path / "tokenizer_config.json")
+        if (path / "chat_template.jinja").is_file():
+            source: Any = (path / "chat_template.jinja").read_text(encoding="utf-8")
+        else:
+            found = _read_json(path / "chat_template.json").get("chat_template")
+            source = found or config.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        if not isinstance(source, str):
+            raise CheckpointError(f"{path} has no chat template: chat_template.jinja is missing")
+        return cls(source, _named_tokens(config))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The conversation as one text. Raises InvalidRequest if the template refuses it."""
+        variables = self._variables | {
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._template.render(variables)
+        except TemplateError as e:
+            raise InvalidRequest(f"the chat template refuses these messages: {e}") from e
+        except (TypeError, ValueError, LookupError, AttributeError) as e:
+            raise InvalidRequest("the chat template cannot render these messages") from e
+
+
+class PromptEncoder:
+    """Conversations to tokens and placed images under one server's limits; for any thread.
+
+    Text without special tokens gets the ids that transformers' tokenizer gives the whole prompt.
+    A special token typed by a user is encoded as the characters it is written with.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer_json: str,
+        image_token_id: int,
+        request: RequestSettings,
+        image: ImageSettings,
+    ) -> None:
+        self._template = template
+        self._image_token_id = image_token_id
+        self._request, self._image = request, image
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._token_bytes = TokenBytes(self.tokenizer)
+        self._special = _special_tokens(self.tokenizer, image_token_id)
+        self._plain = _plain_tokenizer(tokenizer_json, self._special)
+        # The longest first: of tokens that begin alike, the tokenizer takes the longest too.
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+        self._borders = sorted({c for token in self._special for c in (token[0], token[-1])})
+
+    @classmethod
+    def load(
+        cls, checkpoint: Checkpoint, request: RequestSettings, image: ImageSettings
+    ) -> PromptEncoder:
+        """Read template and tokenizer. Raises CheckpointError if the server cannot use them."""
+        template = ChatTemplate.load(checkpoint.path)
+        try:
+            tokenizer_json = (checkpoint.path / "tokenizer.json").read_text(encoding="utf-8")
+            return cls(template, tokenizer_json, checkpoint.image_token_id, request, image)
+        except CheckpointError:
+            raise
+        except Exception as e:  # tokenizers raises bare Exception
+            raise CheckpointError(f"{checkpoint.path / 'tokenizer.json'} is not usable: {e}") from e
+
+    def detokenizer(self, stop: tuple[str, ...] = ()) -> IncrementalDetokenizer:
+        """A new answer's detokenizer."""
+        return IncrementalDetokenizer(self._token_bytes, stop)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        limit: int,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> EncodedPrompt:
+        """Encode a conversation; each image's placeholders stand where the template puts it.
+
+        limit: tokens the prompt may have, placeholders included
+        tools: JSON schemas of functions, user input like any text
+
+        Raises InvalidRequest: over a limit, not Unicode, refused by the template; PromptTooLong.
+        """
+        images = [p.image for m in messages for p in m.parts if isinstance(p, ImagePart)]
+        texts = [p.text for m in messages for p in m.parts if isinstance(p, TextPart)]
+        texts.extend(_strings(tools))
+        self._check(messages, images, texts)
+        stand_ins = self._stand_ins(texts)
+        hide, show = str.maketrans(stand_ins), {ord(s): c for c, s in stand_ins.items()}
+        rendered = self._template.render(
+            [self._as_dict(message, hide) for message in messages],
+            tools=tools and _translated(tools, hide),
+            add_generation_prompt=add_generation_prompt,
+        )
+        return self._tokenise(rendered, show, images, limit)
+
+    def _check(
+        self, messages: Sequence[Message], images: Sequence[DecodedImage], texts: Sequence[str]
+    ) -> None:
+        if not messages:
+            raise InvalidRequest("the conversation has 0 messages; it needs at least one")
+        if len(images) > self._image.max_per_request:
+            raise InvalidRequest(
+                f"prompt has {len(images)} images; the limit is {self._image.max_per_request}"
+            )
+        try:
+            num_bytes = sum(len(text.encode()) for text in texts)
+        except UnicodeEncodeError as e:
+            raise InvalidRequest(
+                f"text is not valid Unicode: character {e.start} is half a surrogate pair, "
+                f"U+{ord(e.object[e.start]):04X}"
+            ) from e
+        if num_bytes > self._request.max_prompt_bytes:
+            limit = self._request.max_prompt_bytes
+            raise InvalidRequest(f"prompt has {num_bytes} bytes of text; the limit is {limit}")
+
+    def _stand_ins(self, texts: Sequence[str]) -> dict[str, str]:
+        """For each character that begins or ends a special token, one that no text contains.
+
+        With these in place no user's text can hold a special token, nor can two texts that the
+        template puts side by side, whatever it trims. One character for one: what the template
+        measures and compares stays as it was.
+        """
+        used = set(self._template.source).union(*texts)
+        if used.isdisjoint(self._borders):
+            return {}
+        free = (c for c in map(chr, STAND_INS) if c not in used)
+        return dict(zip(self._borders, free, strict=False))
+
+    def _as_dict(self, message: Message, hide: Mapping[int, str]) -> dict[str, Any]:
+        """A message as templates read it; a single text as a string, anything else as a list."""
+        text = message.text
+        if text is None:
+            parts = [
+                {"type": "text", "text": part.text.translate(hide)}
+                if isinstance(part, TextPart)
+                else {"type": "image"}
+                for part in message.parts
+            ]
+            return {"role": message.role, "content": parts}
+        content = {"content": text}
+        if message.role == "assistant" and "reasoning_content" in self._template.source:
+            content = _split_reasoning(text)
+        return {"role": message.role} | {k: v.translate(hide) for k, v in content.items()}
+
+    def _tokenise(
+        self, rendered: str, show: Mapping[int, str], images: Sequence[DecodedImage], limit: int
+    ) -> EncodedPrompt:
+        # Odd pieces are the template's special tokens. What stands between two of them is encoded
+        # as one text: merges run across the joint of template and user as in the tokenizer.
+        token_ids: list[int] = []
+        for i, piece in enumerate(self._split(rendered)):
+            if i % 2:
+                token_ids.append(self._special[piece])
+            elif piece:
+                text = piece.translate(show)
+                token_ids += self._plain.encode(text, add_special_tokens=False).ids
+        num_pads = token_ids.count(self._image_token_id)
+        if num_pads != len(images):
+            raise InvalidRequest(
+                f"the chat template shows {num_pads} of {len(images)} images; "
+                "images belong in messages of the user"
+            )
+        num_tokens = len(token_ids) + sum(image.num_tokens - 1 for image in images)
+        if num_tokens > limit:
+            raise PromptTooLong(num_tokens, limit)
+        return self._with_placeholders(token_ids, images)
+
+    def _with_placeholders(
+        self, token_ids: Sequence[int], images: Sequence[DecodedImage]
+    ) -> EncodedPrompt:
+        expanded: list[int] = []
+        placed: list[ImageInput] = []
+        waiting = iter(images)
+        for token_id in token_ids:
+            if token_id == self._image_token_id:
+                image = next(waiting)
+                placed.append(image.placed(len(expanded)))
+                expanded += [token_id] * image.num_tokens
+            else:
+                expanded.append(token_id)
+        return EncodedPrompt(tuple(expanded), tuple(placed))
+
+
+def _compile(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except TemplateError as e:
+        raise CheckpointError(f"the chat template is not valid: {e}") from e
+
+
+def _tojson(
+    value: Any,  # noqa: ANN401 - whatever the template holds
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as models were trained on it; jinja2's own filter escapes < and > for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{file} is not readable JSON: {e}") from e
+    return content if isinstance(content, dict) else {}
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """eos_token and the like, which some templates write by name."""
+    values = {name: config.get(name) for name in NAMED_TOKENS}
+    return {
+        name: value["content"] if isinstance(value, dict) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _special_tokens(tokenizer: Tokenizer, image_token_id: int) -> dict[str, int]:
+    """Every added token, special or not, with its id; the image placeholder is one of them."""
+    added = tokenizer.get_added_tokens_decoder()
+    for token in added.values():
+        # Rules about neighbouring text are not followed here; no Qwen tokenizer has any.
+        if token.lstrip or token.rstrip or token.single_word or not token.content:
+            raise CheckpointError(
+                f"added token {token.content!r} has lstrip, rstrip or single_word, or is empty; "
+                "this server does not support that"
+            )
+    if image_token_id not in added:
+        raise CheckpointError(f"image_token_id is {image_token_id}, which is no added token")
+    return {token.content: token_id for token_id, token in added.items()}
+
+
+def _plain_tokenizer(tokenizer_json: str, special: Mapping[str, int]) -> Tokenizer:
+    """The same tokenizer without added tokens: to it, `<|im_end|>` is ten characters of text."""
+    document = json.loads(tokenizer_json)
+    document |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain = Tokenizer.from_str(json.dumps(document))
+    for text, token_id in special.items():
+        if token_id in plain.encode(text, add_special_tokens=False).ids:
+            raise CheckpointError(f"the tokenizer cannot write {text!r} without the special token")
+    return plain
+
+
+def _split_reasoning(text: str) -> dict[str, str]:
+    """An answer's reasoning apart from the rest, as templates of thinking models do themselves.
+
+    They look for the special token </think>, which they would not find in a user's text.
+    """
+    before, found, _ = text.partition("</think>")
+    if not found:
+        return {"content": text}
+    reasoning = before.rstrip("\n").rpartition("<think>")[2].lstrip("\n")
+    return {"reasoning_content": reasoning, "content": text.rpartition("</think>")[2].lstrip("\n")}
+
+
+def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON
+    """Every string in a JSON value, keys included."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            for key, item in value.items():
+                yield key
+                yield from _strings(item)
+        case list() | tuple():
+            for item in value:
+                yield from _strings(item)
+
+
+def _translated(value: Any, table: Mapping[int, str]) -> Any:  # noqa: ANN401 - any JSON
+    """A JSON value with every string in it translated."""
+    match value:
+        case str():
+            return value.translate(table)
+        case dict():
+            return {k.translate(table): _translated(v, table) for k, v in value.items()}
+        case list() | tuple():
+            return [_translated(item, table) for item in value]
+        case _:
+            return value

@@ -1,0 +1,437 @@
+"""Encoded pictures to what the vision tower takes: checked, upright, RGB, resized.
+
+Knows the four formats, their traps and the limits. Knows no protocol and no model; fetches nothing.
+Every limit is applied to the header, before pixels exist. Pillow's own error texts never leave this
+module: they hold memory addresses (CVE-2026-22778).
+
+What a picture means: EXIF orientation is applied; transparency is laid on white; of an animation
+the first frame counts; 16-bit grey keeps its high byte. Corrupt metadata is ignored, corrupt pixels
+are not.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import math
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import Base as ExifTag
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from model.errors import InvalidImage, InvalidRequest
+from model.request import ImageInput
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.ImageFile import ImageFile
+
+    from model.checkpoint import Checkpoint
+    from model.settings import ImageSettings
+
+MODEL_ASPECT_RATIO: Final = 200
+MAX_JPEG_SCANS: Final = 64
+MAX_JPEG_SEGMENTS: Final = 2_000
+FORMATS: Final = "JPEG, PNG, WebP or GIF"
+
+# The classes instead of Image.open: no list of formats keeps out MPO there, and it
+# judges the size by a warning, which is global state, before that size can be named.
+READERS: Final[dict[str, type[ImageFile]]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
+    "GIF": GifImageFile,
+}
+# Kinds that people send by mistake; `.` stands for any byte.
+LOOKALIKES: Final = (
+    (rb"....ftyp(heic|heix|mif1|msf1)", "a HEIC picture"),
+    (rb"....ftypavi[fs]", "an AVIF picture"),
+    (rb"II\*\0|MM\0\*", "a TIFF picture"),
+    (rb"BM", "a BMP picture"),
+    (rb"%PDF", "a PDF document"),
+    (rb"\s*(<\?xml|<svg)", "XML or SVG text"),
+    (rb"\s*(?i:<!doctype|<html)", "an HTML page"),
+    (rb"/9j/|iVBORw0KG|R0lGOD|UklGR", "base64 text; it must be decoded, or declared as base64"),
+)
+UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DATA_URL: Final = re.compile(r"data:([^,]*),", re.IGNORECASE)
+WHITE_SPACE: Final = re.compile(r"[ \t\r\n]+")
+NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/=]")
+# A marker: FF and neither 00 (a stuffed FF) nor a restart D0-D7: both belong to a scan's data.
+JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+
+# Pillow warns of broken metadata in texts that vary with it; Python would log and keep each.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """A picture ready for a prompt, its place there not yet known; fields as in ImageInput.
+
+    pixels: [height, width, 3] uint8 RGB, C-contiguous
+    """
+
+    pixels: NDArray[np.uint8]
+    grid_height: int
+    grid_width: int
+    num_tokens: int
+    digest: bytes
+    source_width: int
+    source_height: int
+
+    def placed(self, offset: int) -> ImageInput:
+        """The engine's form of it, its first placeholder at `offset`."""
+        return ImageInput(
+            pixels=self.pixels,
+            grid_height=self.grid_height,
+            grid_width=self.grid_width,
+            offset=offset,
+            num_tokens=self.num_tokens,
+            digest=self.digest,
+            source_width=self.source_width,
+            source_height=self.source_height,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBounds:
+    """The area, in pixels after resizing, that a request asks for; None leaves it to the server."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+SERVER_BOUNDS: Final = PixelBounds()
+
+
+class ImageSource(Enum):
+    """In which form a client sent a picture."""
+
+    ENCODED = "encoded bytes"
+    BASE64 = "base64 text"
+    DATA_URL = "data: URL"
+    URL = "http(s) URL"
+
+
+def classify(value: bytes | str, *, base64_text: bool = False) -> ImageSource:
+    """Tell the form of `value`, by its beginning alone.
+
+    http(s) and data: URLs are known by their scheme, as text and as bytes: no picture and no base64
+    begins so. Everything else is base64 where the caller says so, else it is encoded bytes.
+
+    Raises InvalidImage for text that is none of these.
+    """
+    start = value[:8].lower() if isinstance(value, str) else value[:8].lower().decode("latin-1")
+    if start.startswith(("http://", "https://")):
+        return ImageSource.URL
+    if start.startswith("data:"):
+        return ImageSource.DATA_URL
+    if base64_text:
+        return ImageSource.BASE64
+    if isinstance(value, str):
+        seen = _beginning(value[:16].encode("utf-8", "replace"))
+        raise InvalidImage(f"image is neither a data: URL nor an http(s) URL: {seen}")
+    return ImageSource.ENCODED
+
+
+def decode_base64(text: bytes | str, max_bytes: int) -> bytes:
+    """Decode standard padded base64, or a data: URL that carries it; line breaks are no fault.
+
+    Raises InvalidImage: other characters, a wrong length, more than max_bytes once decoded.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    if header := DATA_URL.match(text[:256]):
+        if not header[1].lower().endswith(";base64"):
+            raise InvalidImage("image is a data: URL without ';base64'; only base64 is read")
+        text = text[header.end() :]
+    elif text[:5].lower() == "data:":
+        raise InvalidImage("image is a data: URL without a comma in its first 256 characters")
+    text = WHITE_SPACE.sub("", text)
+    num_bytes = len(text) // 4 * 3 - text[-2:].count("=")
+    if num_bytes > max_bytes:
+        raise InvalidImage(f"image has {num_bytes} bytes encoded; the limit is {max_bytes}")
+    if bad := NOT_BASE64.search(text):
+        raise InvalidImage(
+            f"image is not base64: character {bad.start()} is {bad[0]!a}, "
+            "not one of A-Z a-z 0-9 + / ="
+        )
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as e:
+        raise InvalidImage(
+            f"image is not base64: its {len(text)} characters are cut short or wrongly padded"
+        ) from e
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Height and width as the model sees them: multiples of `factor`, the area within the limits.
+
+    Equal to transformers' smart_resize of Qwen2-VL, so that grids agree with training; as there,
+    very long pictures may miss the area.
+    Raises InvalidImage for sides further apart than 200:1.
+    """
+    aspect = max(height, width) / min(height, width)
+    if aspect > MODEL_ASPECT_RATIO:
+        raise InvalidImage(
+            f"image of {width} x {height} pixels has sides {aspect:g}:1; the model takes at most "
+            f"{MODEL_ASPECT_RATIO}:1"
+        )
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * factor**2 < min_pixels:
+        enlarge = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * enlarge / factor)
+        columns = math.ceil(width * enlarge / factor)
+    return rows * factor, columns * factor
+
+
+def decode_image(
+    value: bytes | str,
+    checkpoint: Checkpoint,
+    limits: ImageSettings,
+    bounds: PixelBounds = SERVER_BOUNDS,
+    *,
+    base64_text: bool = False,
+) -> DecodedImage:
+    """Decode one picture and resize it as the model was trained; stateless, for any thread.
+
+    value, base64_text: as in `classify`
+    bounds: at most the server's max_pixels; max_pixels alone lowers min_pixels with it
+
+    Raises InvalidImage: not a picture, corrupt, over a limit, a URL; InvalidRequest: bad bounds.
+    """
+    low, high = _area(checkpoint, limits, bounds)
+    source = classify(value, base64_text=base64_text)
+    if source is ImageSource.URL:
+        raise InvalidImage(
+            "image is a URL; fetching is off on this server: send the picture itself"
+        )
+    if source is not ImageSource.ENCODED:
+        value = decode_base64(value, limits.max_bytes)
+    assert isinstance(value, bytes)
+    image = _upright(_rgb(_load(value, limits)))
+    factor = checkpoint.patch_size * checkpoint.merge_size
+    height, width = smart_resize(image.height, image.width, factor, low, high)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.array(resized, dtype=np.uint8, order="C")
+    return DecodedImage(
+        pixels=pixels,
+        grid_height=height // checkpoint.patch_size,
+        grid_width=width // checkpoint.patch_size,
+        num_tokens=height * width // factor**2,
+        digest=_digest(pixels),
+        source_width=image.width,
+        source_height=image.height,
+    )
+
+
+def _area(checkpoint: Checkpoint, limits: ImageSettings, bounds: PixelBounds) -> tuple[int, int]:
+    """The least and most pixels after resizing: the request's, the settings', the checkpoint's."""
+    cap = limits.max_pixels or checkpoint.max_pixels
+    for name, value in (("min_pixels", bounds.min_pixels), ("max_pixels", bounds.max_pixels)):
+        if value is not None and not 1 <= value <= cap:
+            raise InvalidRequest(f"{name} is {value}; it must be from 1 to {cap}")
+    high = bounds.max_pixels or cap
+    if bounds.min_pixels is None:
+        return min(limits.min_pixels or checkpoint.min_pixels, high), high
+    if bounds.min_pixels > high:
+        raise InvalidRequest(
+            f"min_pixels is {bounds.min_pixels}; it must be at most max_pixels, which is {high}"
+        )
+    return bounds.min_pixels, high
+
+
+def _load(encoded: bytes, limits: ImageSettings) -> Image.Image:
+    """The first frame, decoded; the header is judged before its pixels exist."""
+    if len(encoded) > limits.max_bytes:
+        raise InvalidImage(
+            f"image has {len(encoded)} bytes encoded; the limit is {limits.max_bytes}"
+        )
+    kind = _kind(encoded)
+    if size := _declared_size(kind, encoded):
+        _check_size(*size, limits)
+    if kind == "JPEG":
+        _check_jpeg(encoded)
+    # Broad: hostile bytes make Pillow raise OSError, SyntaxError, ValueError, zlib.error …
+    try:
+        image = READERS[kind](io.BytesIO(encoded))
+    except Exception as e:
+        raise InvalidImage(f"image is a {kind} whose header is corrupt or cut short") from e
+    _check_size(*image.size, limits)
+    try:
+        image.load()
+    except Exception as e:
+        raise InvalidImage(
+            f"image is a {kind} of {image.width} x {image.height} pixels "
+            "that cannot be decoded: it is corrupt or cut short"
+        ) from e
+    return image
+
+
+def _check_size(width: int, height: int, limits: ImageSettings) -> None:
+    what = f"image of {width} x {height} pixels"
+    if min(width, height) < 1:
+        raise InvalidImage(f"{what} is empty")
+    if max(width, height) > limits.max_side:
+        raise InvalidImage(f"{what} has a side over the limit of {limits.max_side}")
+    if width * height > limits.max_source_pixels:
+        raise InvalidImage(
+            f"{what} has {width * height} pixels; the limit is {limits.max_source_pixels}"
+        )
+    aspect = max(width, height) / min(width, height)
+    limit = min(limits.max_aspect_ratio, MODEL_ASPECT_RATIO)
+    if aspect > limit:
+        raise InvalidImage(f"{what} has sides {aspect:g}:1; the limit is {limit:g}:1")
+
+
+def _kind(encoded: bytes) -> str:
+    """The format by its signature; raises InvalidImage with what was seen instead."""
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return "WebP"
+    if encoded.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if not encoded:
+        raise InvalidImage("image is empty: it has 0 bytes")
+    for pattern, name in LOOKALIKES:
+        if re.match(pattern, encoded[:64], re.DOTALL):
+            raise InvalidImage(f"image is not a {FORMATS}: it is {name}")
+    raise InvalidImage(
+        f"image is not a {FORMATS}: {_beginning(encoded)} and has {len(encoded)} bytes"
+    )
+
+
+def _beginning(value: bytes) -> str:
+    """At most 16 bytes of a value, safe to print and to log."""
+    start = value[:16]
+    if start.isascii() and start.decode().isprintable():
+        return f"it starts with '{start.decode()}'"
+    return f"it starts with bytes {start[:8].hex(' ')}"
+
+
+def _declared_size(kind: str, encoded: bytes) -> tuple[int, int] | None:
+    """Width and height from fixed places of the header, where the format has them.
+
+    Opening a WebP allocates its canvas; the first frame of a GIF may be larger than its screen.
+    """
+    head = encoded[:30]
+    try:
+        match kind:
+            case "PNG" if head[12:16] == b"IHDR":
+                width, height = struct.unpack_from(">II", head, 16)
+            case "GIF":
+                width, height = struct.unpack_from("<HH", head, 6)
+            case "WebP" if head[12:16] == b"VP8X":
+                width = int.from_bytes(head[24:27], "little") + 1
+                height = int.from_bytes(head[27:30], "little") + 1
+            case "WebP" if head[12:16] == b"VP8L":
+                (bits,) = struct.unpack_from("<I", head, 21)
+                width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+            case "WebP" if head[12:16] == b"VP8 ":
+                width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", head, 26))
+            case _:
+                return None
+    except struct.error as e:
+        raise InvalidImage(f"image is a {kind} whose header is corrupt or cut short") from e
+    return width, height
+
+
+def _check_jpeg(encoded: bytes) -> None:
+    """Refuse a JPEG of very many scans or segments.
+
+    A scan of a progressive JPEG passes over the whole picture and may take 60 bytes: within the
+    byte and pixel limits, a file can ask for an hour of decoding. Encoders write about ten.
+    """
+    position = num_scans = num_segments = 0
+    while marker := JPEG_MARKER.search(encoded, position):
+        position = marker.end()
+        code = marker[0][-1]
+        if code == 0xD9:  # end of image: whatever follows is not decoded
+            return
+        if code in (0x01, 0xD8):  # these two have no length
+            continue
+        num_segments += 1
+        num_scans += code == 0xDA
+        if num_scans > MAX_JPEG_SCANS:
+            raise InvalidImage(
+                f"image is a JPEG of over {MAX_JPEG_SCANS} scans, which is the limit"
+            )
+        if num_segments > MAX_JPEG_SEGMENTS:
+            raise InvalidImage(
+                f"image is a JPEG of over {MAX_JPEG_SEGMENTS} segments, which is the limit"
+            )
+        position += max(2, int.from_bytes(encoded[position : position + 2], "big"))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode that the four formats decode to, as RGB on white; EXIF travels along."""
+    if image.mode.startswith("I"):
+        image = _eight_bit(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(rgba, mask=rgba)  # the same pixels as alpha_composite, in half the memory
+    white.info = image.info
+    return white
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey by its high byte, as libpng does; Pillow would clip nearly all of it to white."""
+    grey = np.asarray(image)
+    narrow = Image.fromarray((grey >> 8).astype(np.uint8))
+    narrow.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = np.where(grey == transparent, 0, 255).astype(np.uint8)
+        narrow.putalpha(Image.fromarray(alpha))
+    return narrow
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation wants it seen; no or broken EXIF leaves it as it is."""
+    try:
+        orientation = image.getexif().get(ExifTag.Orientation)
+    except Exception:  # a picture with corrupt metadata is still a picture
+        return image
+    # Not ImageOps.exif_transpose: it writes the EXIF anew, which can fail where reading did not.
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _digest(pixels: NDArray[np.uint8]) -> bytes:
+    """BLAKE2b over length-prefixed size and pixels: equal bytes of another shape differ."""
+    size = struct.pack("<QQ", *pixels.shape[:2])
+    digest = hashlib.blake2b(struct.pack("<Q", len(size)) + size, digest_size=32)
+    digest.update(struct.pack("<Q", pixels.nbytes))
+    digest.update(pixels.data)
+    return digest.digest()
