@@ -22,7 +22,7 @@ from model.runner.loader import LoadProgress, load_model
 from model.runner.positions import PromptPositions, prompt_positions
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.sampler import row_of, sample
-from model.runner.vision import ImageEmbeddings, VisionEncoder
+from model.runner.vision import ImageEmbeddings, LinearPatchEmbed, VisionEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,7 +65,9 @@ class TorchRunner:
         self._checkpoint = checkpoint
         self._settings = settings
         self._text = TextModel(model)
-        self.vision = VisionEncoder(model.model.visual, checkpoint, self.device, self.dtype)
+        tower = model.model.visual
+        tower.patch_embed = LinearPatchEmbed(tower.patch_embed.proj)
+        self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
         self._kept: dict[Sequence, _Kept] = {}
         self._weight_bytes = _weight_bytes(model)
         self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
@@ -30,6 +31,23 @@ class ImageEmbeddings:
 
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
+
+
+class LinearPatchEmbed(nn.Module):
+    """The patch embedding as one matrix product, over the convolution's own parameters.
+
+    Stride and kernel are equal, so it is the same sum; as Conv3d it took a tenth of the tower's
+    time on a CPU.
+    """
+
+    def __init__(self, proj: nn.Conv3d) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[num_patches, patch_dim] → [num_patches, hidden_size]."""
+        weight = self.proj.weight
+        return linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
 class VisionEncoder:
