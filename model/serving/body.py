@@ -1,0 +1,223 @@
+"""HTTP's edges, the same for every protocol: bodies read within bounds, errors told in one form.
+
+Errors are `{"error": text}`, as V2 clients expect it. Knows no protocol's own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from contextlib import aclosing, suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from model.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    NotReady,
+    ServingError,
+    UnsupportedMediaType,
+)
+from model.serving.parameters import shown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Iterator
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.types import Receive
+
+T = TypeVar("T")
+
+INFLATE_BYTES: Final = 1 << 20
+DISCARD_SECONDS: Final = 1.0
+GZIP_WBITS: Final = 31
+CLIENT_CLOSED_REQUEST: Final = 499
+INTERNAL_ERROR: Final = "internal error; the server's log says more"
+
+
+async def read_body(request: Request, max_bytes: int) -> bytearray:
+    """The whole body, decompressed, of at most `max_bytes` before and after.
+
+    Raises BodyTooLarge, UnsupportedMediaType, InvalidRequest for a corrupt or truncated body, and
+    ClientDisconnect.
+    """
+    inflater = _inflater(request.headers.get("content-encoding", ""))
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        await discard_body(request, max_bytes)
+        raise BodyTooLarge(int(declared), max_bytes)
+    body = bytearray()
+    num_received = 0
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            num_received += len(chunk)
+            pieces = inflater.feed(chunk) if inflater else (chunk,)
+            for piece in pieces:
+                body += piece
+                if len(body) > max_bytes or num_received > max_bytes:
+                    num_bytes = max(len(body), num_received)
+                    body.clear()
+                    await _discard(chunks, max_bytes)
+                    raise BodyTooLarge(num_bytes, max_bytes)
+                if inflater:
+                    # A small chunk may inflate a thousandfold: let others have a turn.
+                    await asyncio.sleep(0)
+    if inflater:
+        inflater.finish()
+    return body
+
+
+async def discard_body(request: Request, max_bytes: int) -> None:
+    """Take a body that will not be used, for a moment, so that its sender reads our answer.
+
+    A socket closed on unread data is reset, and the client would see that instead of the error.
+    """
+    if "100-continue" in request.headers.get("expect", "").lower():
+        return
+    async with aclosing(request.stream()) as chunks:
+        await _discard(chunks, max_bytes)
+
+
+async def _discard(chunks: AsyncIterable[bytes], max_bytes: int) -> None:
+    num_bytes = 0
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            async for chunk in chunks:
+                num_bytes += len(chunk)
+                if num_bytes > max_bytes:
+                    return
+
+
+class _Inflater:
+    """gzip (any number of members) or deflate (with or without zlib's header), piece by piece."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._head = b""
+        self._stream: Any = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Pieces of at most INFLATE_BYTES; raises InvalidRequest for corrupt data."""
+        self._head += data
+        # Two bytes tell whether zlib's header is there.
+        while len(self._head) >= 2 or (self._head and self._stream is not None):
+            if self._stream is None or self._stream.eof:
+                self._stream = zlib.decompressobj(self._wbits())
+            data, self._head = self._head, b""
+            while True:
+                try:
+                    piece = self._stream.decompress(data, INFLATE_BYTES)
+                except zlib.error as e:
+                    raise InvalidRequest(f"the {self._encoding} body is corrupt: {e}") from e
+                data = self._stream.unconsumed_tail
+                if piece:
+                    yield piece
+                if not data and len(piece) < INFLATE_BYTES:
+                    break
+            if self._stream.eof:
+                self._head = self._stream.unused_data
+                if self._head and self._encoding != "gzip":
+                    raise InvalidRequest("the deflate body has bytes after its end")
+
+    def finish(self) -> None:
+        """Raise InvalidRequest unless the data was whole."""
+        if self._stream is None or not self._stream.eof or self._head:
+            raise InvalidRequest(f"the {self._encoding} body is truncated")
+
+    def _wbits(self) -> int:
+        if self._encoding == "gzip":
+            return GZIP_WBITS
+        method, check = self._head[0], int.from_bytes(self._head[:2], "big")
+        has_header = method & 0x0F == zlib.DEFLATED and check % 31 == 0
+        return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
+
+
+def _inflater(encoding: str) -> _Inflater | None:
+    match encoding.strip().lower():
+        case "" | "identity":
+            return None
+        case "gzip" | "x-gzip":
+            return _Inflater("gzip")
+        case "deflate":
+            return _Inflater("deflate")
+        case _:
+            raise UnsupportedMediaType(
+                f"Content-Encoding is {shown(encoding)}; it must be gzip, deflate or identity"
+            )
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client goes away.
+
+    The body must have been read. Raises ClientDisconnect, after `work` has ended.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def error_response(error: ServingError) -> Response:
+    """What a client reads of an error: its text, its status, when to come back.
+
+    While not serving and after an unread body the connection is closed: the next request should
+    find another replica, or a clean start.
+    """
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, NotReady | BodyTooLarge):
+        headers["Connection"] = "close"
+    return JSONResponse({"error": str(error)}, error.status, headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every failure of the app's routes, and its unknown routes, as `{"error": text}`."""
+
+    async def serving_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServingError)
+        return error_response(error)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        text = str(error.detail)
+        if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            known = "no such route" if error.status_code == HTTPStatus.NOT_FOUND else "not allowed"
+            text = f"{request.method} {request.url.path}: {known}"
+        return JSONResponse({"error": text}, error.status_code, error.headers)
+
+    async def validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        faults = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return JSONResponse({"error": "; ".join(faults)}, HTTPStatus.BAD_REQUEST)
+
+    async def client_gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        # The server logs the traceback: Starlette raises the error again after this answer.
+        return JSONResponse({"error": INTERNAL_ERROR}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    app.add_exception_handler(ServingError, serving_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(ClientDisconnect, client_gone)
+    app.add_exception_handler(Exception, unexpected)

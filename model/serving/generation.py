@@ -1,0 +1,256 @@
+"""From what a protocol read to a stream of text: the one way of every request.
+
+`Prompt` is what every protocol makes; `Generation` is what every protocol reads. In between:
+decode, resize and
+tokenise on worker threads, one sequence in the engine for each prompt, text back on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from model.errors import EngineFailure, InvalidRequest
+from model.request import MAX_SEED, FinishReason, GenerateRequest
+from model.serving.chat import ImagePart, Message, TextPart
+from model.serving.images import decode_image
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from collections.abc import Sequence as Seq
+    from pathlib import Path
+
+    from model.checkpoint import Checkpoint
+    from model.engine.loop import Engine, TokenStream
+    from model.request import SamplingParams
+    from model.serving.chat import PromptEncoder
+    from model.serving.detokenizer import IncrementalDetokenizer
+    from model.serving.images import PixelBounds
+    from model.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A picture as it came: the bytes of a file, or of a URL; see `images.classify`."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation, its parts in the order they were given."""
+
+    role: str
+    parts: tuple[str | EncodedImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one sequence is to answer, before anything is decoded."""
+
+    turns: tuple[Turn, ...]
+    sampling: SamplingParams
+    bounds: PixelBounds
+
+    @classmethod
+    def about(
+        cls,
+        images: Seq[bytes],
+        text: str,
+        sampling: SamplingParams,
+        bounds: PixelBounds,
+    ) -> Prompt:
+        """One user turn: the pictures, then the question."""
+        pictures = tuple(EncodedImage(content) for content in images)
+        return cls((Turn("user", (*pictures, text)),), sampling, bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that one or more tokens added; finish_reason is set on the last delta."""
+
+    text: str
+    num_completion_tokens: int
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds: waiting for the first step; from submission to the first text and to the end."""
+
+    queue_seconds: float
+    first_text_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+class Generation:
+    """One sequence's answer as it comes. Iterate it to its end, or close it to cancel."""
+
+    def __init__(
+        self, request: GenerateRequest, stream: TokenStream, detokenizer: IncrementalDetokenizer
+    ) -> None:
+        self.request = request
+        self.queue_seconds = 0.0
+        self._stream = stream
+        self._detokenizer = detokenizer
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, image tokens included."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that stand for pictures."""
+        return sum(image.num_tokens for image in self.request.images)
+
+    async def __aiter__(self) -> AsyncIterator[TextDelta]:
+        """Yield text as it becomes certain; raises EngineFailure. Leaving the loop early cancels.
+        """
+        try:
+            async for event in self._stream:
+                self.queue_seconds = max(self.queue_seconds, event.queue_seconds)
+                if event.finish_reason is FinishReason.ERROR:
+                    raise EngineFailure(event.error or "the engine failed on this request")
+                text = "" if event.token_id is None else self._detokenizer.push(event.token_id)
+                reason = event.finish_reason
+                if self._detokenizer.stopped:
+                    reason = FinishReason.STOP
+                elif reason is not None:
+                    text += self._detokenizer.flush()
+                if text or reason is not None:
+                    yield TextDelta(text, event.num_completion_tokens, reason)
+                if reason is not None:
+                    return
+        finally:
+            stopped = self._detokenizer.stopped
+            self._stream.close(FinishReason.STOP if stopped else FinishReason.CANCELLED)
+
+    def close(self) -> None:
+        """Cancel what has not finished."""
+        self._stream.close()
+
+
+class Pipeline:
+    """A loaded model with everything around it that turns prompts into generations."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: PromptEncoder,
+        engine: Engine,
+        settings: Settings,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.engine = engine
+        self._encoder = encoder
+        self._limits = settings.image
+        self._threads = ThreadPoolExecutor(
+            settings.server.preprocess_threads, thread_name_prefix="preprocess"
+        )
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's folder."""
+        return self.checkpoint.path
+
+    async def prepare(self, prompts: Seq[Prompt]) -> list[GenerateRequest]:
+        """Decode, resize and tokenise on the worker threads; raises ServingError of the first
+        fault.
+        """
+        # A full queue is told before any picture is decoded for nothing.
+        self.engine.check_capacity(len(prompts))
+        loop = asyncio.get_running_loop()
+        return list(
+            await asyncio.gather(
+                *(loop.run_in_executor(self._threads, self._prepare, prompt) for prompt in prompts)
+            )
+        )
+
+    def start(self, requests: Seq[GenerateRequest]) -> list[Generation]:
+        """Hand requests to the engine, all or none."""
+        return [
+            Generation(request, stream, self._encoder.detokenizer(request.sampling.stop))
+            for request, stream in zip(requests, self.engine.submit(requests), strict=True)
+        ]
+
+    async def complete(self, requests: Seq[GenerateRequest]) -> list[Completion]:
+        """Every whole answer, in order. One failure or a cancelled caller cancels all."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_collect(one)) for one in self.start(requests)]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, prompt: Prompt) -> GenerateRequest:
+        self._encoder.check_num_images(
+            sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
+        )
+        messages = [
+            Message(turn.role, tuple(self._part(part, prompt) for part in turn.parts))
+            for turn in prompt.turns
+        ]
+        limit = self.engine.max_sequence_tokens
+        encoded = self._encoder.encode(messages, limit=limit - 1)
+        sampling = prompt.sampling
+        if sampling.max_tokens > limit:
+            raise InvalidRequest(
+                f"max_tokens is {sampling.max_tokens}; this model's context has {limit} tokens"
+            )
+        return GenerateRequest(
+            request_id=uuid.uuid4().hex,
+            prompt_token_ids=encoded.token_ids,
+            sampling=sampling,
+            seed=secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed,
+            images=encoded.images,
+            eos_token_ids=self.checkpoint.eos_token_ids,
+        )
+
+    def _part(self, part: str | EncodedImage, prompt: Prompt) -> TextPart | ImagePart:
+        if isinstance(part, str):
+            return TextPart(part)
+        return ImagePart(decode_image(part.content, self.checkpoint, self._limits, prompt.bounds))
+
+
+async def _collect(generation: Generation) -> Completion:
+    started = time.monotonic()
+    first: float | None = None
+    parts: list[str] = []
+    last: TextDelta | None = None
+    async for delta in generation:
+        first = first or time.monotonic()
+        parts.append(delta.text)
+        last = delta
+    assert last is not None
+    assert last.finish_reason is not None, "a stream ends with a reason"
+    ended = time.monotonic()
+    return Completion(
+        text="".join(parts),
+        finish_reason=last.finish_reason,
+        prompt_tokens=generation.prompt_tokens,
+        image_tokens=generation.image_tokens,
+        completion_tokens=last.num_completion_tokens,
+        timings=Timings(generation.queue_seconds, (first or ended) - started, ended - started),
+    )

@@ -1,0 +1,133 @@
+"""What Prometheus reads: the engine's plain numbers as metric families, made when scraped.
+
+A scrape touches no lock and no tensor, so a router may poll it twenty times a second. The `vllm:`
+families are the
+names the Gateway API endpoint picker looks for (gateway-api-inference-extension, model server
+protocol).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from model import __version__
+from model.request import FinishReason
+from model.serving.lifecycle import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from model.engine.stats import EngineStats, Histogram
+    from model.serving.kserve_model import Qwen3VLModel
+    from model.serving.lifecycle import Lifecycle
+
+PREFIX = "qwen3vl"
+
+
+class ServerCollector(Collector):
+    """Server, engine and model figures; label model_name is the first name served."""
+
+    def __init__(self, model: Qwen3VLModel, lifecycle: Lifecycle) -> None:
+        self._model = model
+        self._lifecycle = lifecycle
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the families are made on collect, and registering must not call it early."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of now."""
+        yield InfoMetricFamily(f"{PREFIX}_build", "Server version", {"version": __version__})
+        phases = GaugeMetricFamily(f"{PREFIX}_phase", "1 for the current phase", labels=["phase"])
+        for phase in Phase:
+            phases.add_metric([phase.value], float(self._lifecycle.phase is phase))
+        yield phases
+        yield self._gauge("open_requests", "Requests not yet answered", self._lifecycle.num_open)
+        if self._model.load_seconds is not None:
+            yield self._gauge(
+                "model_load_seconds", "Seconds from start to loaded", self._model.load_seconds
+            )
+        if self._model.loaded:
+            yield from self._engine(self._model.pipeline.engine.stats)
+
+    def _engine(self, stats: EngineStats) -> Iterator[Metric]:
+        waiting = self._model.pipeline.engine.num_queued
+        yield self._gauge("queued_sequences", "Sequences that wait for blocks", waiting)
+        yield self._gauge("running_sequences", "Sequences that hold blocks", stats.num_running)
+        yield self._gauge("kv_cache_used_ratio", "Share of KV blocks held", stats.kv_used_ratio)
+        yield self._gauge("kv_cache_blocks", "KV blocks in all", stats.num_blocks)
+        yield self._counter("engine_steps", "Engine steps", stats.steps)
+        yield self._counter("engine_step_seconds", "Seconds spent in steps", stats.step_seconds)
+        yield self._counter(
+            "prompt_tokens", "Prompt tokens of started answers", stats.prompt_tokens
+        )
+        yield self._counter("completion_tokens", "Tokens generated", stats.completion_tokens)
+        yield self._counter("images", "Images encoded", stats.images)
+        yield self._counter("preemptions", "Sequences preempted", stats.preemptions)
+        finished = CounterMetricFamily(
+            f"{PREFIX}_finished_sequences",
+            "Sequences finished",
+            labels=["model_name", "finish_reason"],
+        )
+        for reason in FinishReason:
+            finished.add_metric([self._model.name, reason.value], stats.finished[reason.value])
+        yield finished
+        yield self._histogram("queue_seconds", "Arrival to admission", stats.queue)
+        yield self._histogram("time_to_first_token_seconds", "Arrival to first token", stats.ttft)
+        yield self._histogram("inter_token_latency_seconds", "Between two tokens", stats.itl)
+        yield self._histogram("request_seconds", "Arrival to end of a sequence", stats.request)
+        yield from self._picker_families(stats, waiting)
+
+    def _picker_families(self, stats: EngineStats, waiting: int) -> Iterator[Metric]:
+        for name, text, value in (
+            ("vllm:num_requests_waiting", "Queued sequences", waiting),
+            ("vllm:num_requests_running", "Running sequences", stats.num_running),
+            ("vllm:kv_cache_usage_perc", "KV use, 0 to 1", stats.kv_used_ratio),
+        ):
+            family = GaugeMetricFamily(name, text, labels=["model_name"])
+            family.add_metric([self._model.name], value)
+            yield family
+        config = GaugeMetricFamily(
+            "vllm:cache_config_info", "KV cache layout", labels=["block_size", "num_gpu_blocks"]
+        )
+        config.add_metric([str(stats.block_size), str(stats.num_blocks)], 1.0)
+        yield config
+
+    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["model_name"])
+        family.add_metric([self._model.name], value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> CounterMetricFamily:
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["model_name"])
+        family.add_metric([self._model.name], value)
+        return family
+
+    def _histogram(self, name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(f"{PREFIX}_{name}", text, labels=["model_name"])
+        family.add_metric([self._model.name], histogram.cumulative(), histogram.sum)
+        return family
+
+
+def build_registry(model: Qwen3VLModel, lifecycle: Lifecycle) -> CollectorRegistry:
+    """A registry of this server's figures, the time KServe's hooks took, and the process's own."""
+    registry = CollectorRegistry()
+    for hook in (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME):
+        registry.register(hook)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(ServerCollector(model, lifecycle))
+    return registry

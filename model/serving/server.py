@@ -1,0 +1,187 @@
+"""One process: HTTP and gRPC on one event loop, the model loading beside them, and an orderly end.
+
+Signals are ours, not uvicorn's or KServe's: those close HTTP at once while gRPC still takes
+requests, so the two cannot drain together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import exposition
+
+from model import __version__
+from model.checkpoint import CheckpointError
+from model.serving.body import install_error_handlers
+from model.serving.describe import describe_router
+from model.serving.lifecycle import Lifecycle, Phase
+from model.serving.metrics import build_registry
+from model.serving.v2_grpc import build_grpc_server
+from model.serving.v2_http import v2_router
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from model.serving.kserve_model import Qwen3VLModel
+    from model.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# After the drain's time is up, cancelled requests get this long to tell their clients.
+STRAGGLER_SECONDS = 2.0
+
+
+class ListenError(Exception):
+    """An address that cannot be listened on; its text is for the operator."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def build_app(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> FastAPI:
+    """All HTTP routes."""
+    app = FastAPI(title="Qwen3-VL server", version=__version__, redoc_url=None)
+    registry = build_registry(model, lifecycle)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(request: Request) -> Response:
+        encoder, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Response(encoder(registry), headers={"content-type": content_type})
+
+    @app.get("/health", tags=["health"])
+    async def health() -> JSONResponse:
+        """Whether requests are served: the phase, with 200 when ready and 503 when not."""
+        return JSONResponse({"status": lifecycle.phase.value}, 200 if lifecycle.ready else 503)
+
+    app.include_router(v2_router(model, lifecycle, settings))
+    app.include_router(describe_router(model, lifecycle, settings))
+    install_error_handlers(app)
+    return app
+
+
+class Server:
+    """The composition of everything that listens, from first to last.
+
+    http_socket: bound already, so that a taken port is told before anything is loaded
+    """
+
+    def __init__(self, model: Qwen3VLModel, settings: Settings, http_socket: socket.socket) -> None:
+        self._model = model
+        self._settings = settings
+        self._http_socket = http_socket
+        self._stop = asyncio.Event()
+        self.lifecycle = Lifecycle(stalled=lambda: model.stalled)
+        self._grpc = build_grpc_server(model, self.lifecycle, settings)
+        self._http = _Uvicorn(
+            uvicorn.Config(
+                build_app(model, self.lifecycle, settings),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_keep_alive=settings.server.keep_alive_seconds,
+                timeout_graceful_shutdown=int(STRAGGLER_SECONDS),
+                server_header=False,
+            )
+        )
+        self.http_port: int = http_socket.getsockname()[1]
+        self.grpc_port = self._bind_grpc()
+
+    def _bind_grpc(self) -> int:
+        address = f"{self._settings.server.host}:{self._settings.server.grpc_port}"
+        try:
+            port = int(self._grpc.add_insecure_port(address))
+        except RuntimeError as e:
+            raise ListenError(f"cannot listen on {address} (gRPC): is it in use?") from e
+        if port == 0:
+            raise ListenError(f"cannot listen on {address} (gRPC): is it in use?")
+        return port
+
+    async def run(self, invitation: str, started: float) -> int:
+        """Serve until a signal, then drain; the process's exit status.
+
+        invitation: a first request to paste, logged once ready
+        started: when the process began, on time.monotonic
+        """
+        self._own_signals()
+        await self._grpc.start()
+        serving = asyncio.create_task(self._http.serve([self._http_socket]))
+        host = self._settings.server.host
+        logger.info("listening  http %s:%d, grpc %s:%d", host, self.http_port, host, self.grpc_port)
+        if await self._load():
+            logger.info("ready      in %.1f s; try:\n  %s", time.monotonic() - started, invitation)
+            await self._stop.wait()
+            await self._drain()
+        await self._grpc.stop(grace=STRAGGLER_SECONDS)
+        self._http.should_exit = True
+        await serving
+        await asyncio.to_thread(self._model.stop)
+        if self.lifecycle.phase is Phase.FAILED:
+            return 1
+        self.lifecycle.enter(Phase.STOPPED)
+        logger.info("stopped")
+        return 0
+
+    async def _load(self) -> bool:
+        """Load beside the listeners; False when it failed or a signal came first."""
+        loading = asyncio.create_task(asyncio.to_thread(self._model.load))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            return False
+        try:
+            await loading
+            await self._model.start_engine()
+        except CheckpointError as e:
+            logger.error("cannot serve: %s", e)
+        except Exception:
+            logger.exception("cannot serve: loading failed")
+        else:
+            self.lifecycle.enter(Phase.READY)
+            return True
+        self.lifecycle.enter(Phase.FAILED)
+        return False
+
+    def _own_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            logger.warning("second %s: stopping at once", signal.Signals(number).name)
+            # The default action of the second signal: the operator wants it gone.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        logger.info("%s: draining", signal.Signals(number).name)
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        """Unready but serving, then refusing, until the open requests are answered."""
+        server = self._settings.server
+        self.lifecycle.enter(Phase.UNREADY)
+        await asyncio.sleep(server.unready_seconds)
+        self.lifecycle.enter(Phase.DRAINING)
+        if await self.lifecycle.wait_idle(server.drain_seconds):
+            return
+        logger.warning(
+            "%d requests did not finish in %.0f s and are cancelled",
+            self.lifecycle.num_open,
+            server.drain_seconds,
+        )
+        self._model.pipeline.engine.cancel_all()
+        await self.lifecycle.wait_idle(STRAGGLER_SECONDS)

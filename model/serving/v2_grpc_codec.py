@@ -1,0 +1,96 @@
+"""The V2 protocol's protobuf messages to kserve's requests and from its responses. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from model.errors import InvalidRequest
+from model.serving.contract import VERSION
+from model.serving.v2_proto import message_class, parameter_values, set_parameters
+from model.serving.v2_tensors import (
+    Limits,
+    Tensor,
+    build_request,
+    counted,
+    raw_elements,
+    selected_outputs,
+    split_elements,
+    tensor_header,
+)
+
+if TYPE_CHECKING:
+    from kserve import InferRequest, InferResponse
+
+    from model.serving.v2_proto import Message
+
+FINAL_WANTED = "triton_enable_empty_final_response"
+FINAL = "triton_final_response"
+
+
+def decode_message(message: Message, limits: Limits) -> InferRequest:
+    """A ModelInferRequest as a kserve InferRequest with `bytes` inside; raises InvalidRequest."""
+    raws = message.raw_input_contents
+    if raws and len(raws) != len(message.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raws)} entries; "
+            f"the request has {len(message.inputs)} inputs"
+        )
+    tensors = [
+        _tensor(item, raws[index] if raws else None, limits)
+        for index, item in enumerate(message.inputs)
+    ]
+    return build_request(
+        tensors,
+        model_name=message.model_name,
+        model_version=message.model_version,
+        request_id=message.id,
+        parameters=parameter_values(message.parameters, "the request"),
+        outputs=[
+            (output.name, parameter_values(output.parameters, f"output {output.name!r}"))
+            for output in message.outputs
+        ],
+        from_grpc=True,
+    )
+
+
+def encode_message(response: InferResponse, request: InferRequest) -> Message:
+    """A ModelInferResponse with the outputs that were asked for, always as raw_output_contents.
+
+    tritonclient reads BYTES from `contents` in a way that NumPy 2 refuses.
+    """
+    message = empty_message(request)
+    set_parameters(message.parameters, response.parameters or {})
+    for output in selected_outputs(response, request):
+        described = message.outputs.add(name=output.name, datatype=output.datatype)
+        described.shape.extend(output.shape)
+        set_parameters(described.parameters, output.parameters or {})
+        message.raw_output_contents.append(raw_elements(output))
+    return message
+
+
+def empty_message(request: InferRequest) -> Message:
+    """A ModelInferResponse that says only what it answers."""
+    return message_class("ModelInferResponse")(
+        model_name=request.model_name, model_version=VERSION, id=request.id or ""
+    )
+
+
+def wants_final_response(message: Message) -> bool:
+    """Whether a streamed request's end is to be told by an empty response of its own."""
+    # Asked first: reading a protobuf map at a missing key would add it.
+    return FINAL_WANTED in message.parameters and message.parameters[FINAL_WANTED].bool_param
+
+
+def _tensor(item: Message, raw: bytes | None, limits: Limits) -> Tensor:
+    where = f"input {item.name!r}"
+    parameters = parameter_values(item.parameters, where)
+    header = tensor_header(item.name, item.datatype, list(item.shape), parameters, limits)
+    given = [field.name for field, _ in item.contents.ListFields()]
+    if raw is not None:
+        if given:
+            raise InvalidRequest(f"{where} has both contents and raw_input_contents")
+        return split_elements(memoryview(raw), header)
+    others = [name for name in given if name != "bytes_contents"]
+    if others:
+        raise InvalidRequest(f"{where} has {others[0]}; BYTES come in bytes_contents")
+    return counted(list(item.contents.bytes_contents), header)

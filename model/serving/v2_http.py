@@ -1,0 +1,239 @@
+"""The V2 protocol's HTTP routes: thin handlers between bodies, the model and its lifecycle.
+
+What a body means is the codecs' business, what is said of the model is v2_model's.
+Source: KServe's Open Inference Protocol, Triton's HTTP extensions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
+
+from model.errors import ServingError, Unsupported
+from model.serving.body import discard_body, read_body, until_disconnect
+from model.serving.json_body import check_keys, parse_object
+from model.serving.parameters import boolean
+from model.serving.sse import EventStream
+from model.serving.v2_codec import HEADER_LENGTH, decode_request, encode_response
+from model.serving.v2_generate import decode_generate, encode_answer, encode_delta
+from model.serving.v2_model import (
+    UNSUPPORTED,
+    V2Model,
+    check_model,
+    closing,
+    headers_of,
+    model_config,
+    model_metadata,
+    model_statistics,
+    repository_index,
+    server_metadata,
+)
+from model.serving.v2_tensors import Limits, check_one_sequence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+    from kserve import InferRequest
+
+    from model.serving.lifecycle import Lifecycle
+    from model.settings import Settings
+
+# Below this a body is decoded where it is: handing it to a thread takes longer.
+LARGE_BODY_BYTES: Final = 256 * 1024
+MODEL_PATHS: Final = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{version}")
+UNSUPPORTED_ROUTES: Final = (
+    ("/v2/repository/models/{model_name}/load", ("POST",), UNSUPPORTED["RepositoryModelLoad"]),
+    ("/v2/repository/models/{model_name}/unload", ("POST",), UNSUPPORTED["RepositoryModelUnload"]),
+    (
+        "/v2/systemsharedmemory/{rest:path}",
+        ("GET", "POST"),
+        UNSUPPORTED["SystemSharedMemoryStatus"],
+    ),
+    ("/v2/cudasharedmemory/{rest:path}", ("GET", "POST"), UNSUPPORTED["CudaSharedMemoryStatus"]),
+    ("/v2/trace/setting", ("GET", "POST"), UNSUPPORTED["TraceSetting"]),
+    ("/v2/models/{model_name}/trace/setting", ("GET", "POST"), UNSUPPORTED["TraceSetting"]),
+    ("/v2/logging", ("GET", "POST"), UNSUPPORTED["LogSettings"]),
+)
+
+
+def v2_router(model: V2Model, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+    """All V2 routes of one model."""
+    router = APIRouter(tags=["v2"])
+    about = _About(model, lifecycle)
+    infer = _Inference(model, lifecycle, settings)
+    get, post = (
+        partial(router.add_api_route, methods=["GET"]),
+        partial(router.add_api_route, methods=["POST"]),
+    )
+    get("/v2", about.server)
+    get("/v2/health/live", about.live)
+    get("/v2/health/ready", about.ready)
+    get("/v2/models", about.models)
+    get("/v2/models/stats", about.all_statistics)
+    post("/v2/repository/index", about.index)
+    for path in MODEL_PATHS:
+        get(path, about.metadata)
+        get(f"{path}/ready", about.model_ready)
+        get(f"{path}/config", about.config)
+        get(f"{path}/stats", about.statistics)
+        post(f"{path}/infer", infer.infer)
+        post(f"{path}/generate", infer.generate)
+        post(f"{path}/generate_stream", infer.generate_stream)
+    for path, methods, text in UNSUPPORTED_ROUTES:
+        router.add_api_route(
+            path, _unsupported(text), methods=list(methods), include_in_schema=False
+        )
+    return router
+
+
+class _About:
+    """What the server says of itself."""
+
+    def __init__(self, model: V2Model, lifecycle: Lifecycle) -> None:
+        self._model = model
+        self._lifecycle = lifecycle
+
+    async def server(self) -> Response:
+        """The server's name, version and protocol extensions."""
+        return JSONResponse(server_metadata())
+
+    async def live(self) -> Response:
+        """200 while the process is worth keeping, else 503."""
+        return _flag("live", self._lifecycle.live)
+
+    async def ready(self) -> Response:
+        """200 while new requests should come here, else 503."""
+        return _flag("ready", self._lifecycle.ready)
+
+    async def models(self) -> Response:
+        """The names of the served model."""
+        return JSONResponse({"models": list(self._model.names)})
+
+    async def metadata(self, model_name: str, version: str = "") -> Response:
+        """The model's platform, versions, inputs and outputs."""
+        check_model(self._model, model_name, version)
+        return JSONResponse(model_metadata(model_name))
+
+    async def model_ready(self, model_name: str, version: str = "") -> Response:
+        """200 while the model takes requests, else 503."""
+        check_model(self._model, model_name, version)
+        return _flag("ready", self._lifecycle.ready, name=model_name)
+
+    async def config(self, model_name: str, version: str = "") -> Response:
+        """The model's configuration, in Triton's form."""
+        check_model(self._model, model_name, version)
+        return JSONResponse(model_config(model_name))
+
+    async def statistics(self, model_name: str, version: str = "") -> Response:
+        """Counts and times of the model's requests, in Triton's form."""
+        check_model(self._model, model_name, version)
+        return JSONResponse(
+            {"model_stats": [model_statistics(model_name, self._model.statistics())]}
+        )
+
+    async def all_statistics(self) -> Response:
+        """Counts and times of every model's requests; the server has one."""
+        return await self.statistics(self._model.names[0])
+
+    async def index(self, request: Request) -> Response:
+        """The served names with their state; `{"ready": true}` leaves out what is not ready."""
+        body = await read_body(request, LARGE_BODY_BYTES)
+        asked = parse_object(body) if body else {}
+        check_keys(asked, ("ready",), "the request")
+        only_ready = boolean("ready", asked.get("ready", False))
+        return JSONResponse(
+            repository_index(self._model.names, self._lifecycle, only_ready=only_ready)
+        )
+
+
+class _Inference:
+    """The routes that run the model."""
+
+    def __init__(self, model: V2Model, lifecycle: Lifecycle, settings: Settings) -> None:
+        self._model = model
+        self._lifecycle = lifecycle
+        self._limits = Limits.of(settings)
+        self._max_body_bytes = settings.request.max_body_bytes
+
+    async def infer(self, request: Request, model_name: str, version: str = "") -> Response:
+        """Tensors in, tensors out: JSON, with the binary tensor data extension behind it."""
+        async with self._accepted(request, model_name, version):
+            decode = partial(decode_request, header_length=request.headers.get(HEADER_LENGTH))
+            infer_request = await self._read(request, decode, model_name, version)
+            response, headers = await until_disconnect(
+                request.receive, self._model(infer_request, headers_of(request.headers))
+            )
+            encoded = encode_response(response, infer_request)
+        return Response(encoded.body, headers={**headers, **encoded.headers})
+
+    async def generate(self, request: Request, model_name: str, version: str = "") -> Response:
+        """Plain JSON fields in, plain JSON fields out."""
+        async with self._accepted(request, model_name, version):
+            infer_request = await self._read(request, decode_generate, model_name, version)
+            response, headers = await until_disconnect(
+                request.receive, self._model(infer_request, headers_of(request.headers))
+            )
+            answer = encode_answer(response, infer_request)
+        return JSONResponse(answer, headers=headers)
+
+    async def generate_stream(
+        self, request: Request, model_name: str, version: str = ""
+    ) -> Response:
+        """As generate, as server-sent events: one for each piece of text, as it comes."""
+        async with self._accepted(request, model_name, version):
+            infer_request = await self._read(request, decode_generate, model_name, version)
+            check_one_sequence(infer_request)
+            return await EventStream.begin(request.receive, self._deltas(infer_request))
+
+    async def _deltas(self, request: InferRequest) -> AsyncGenerator[dict[str, Any], None]:
+        # Held open by the stream itself: the handler returns long before the last byte.
+        with self._lifecycle.request():
+            async with closing(self._model.stream(request)) as responses:
+                async for response in responses:
+                    yield encode_delta(response, request)
+
+    @asynccontextmanager
+    async def _accepted(
+        self, request: Request, model_name: str, version: str
+    ) -> AsyncIterator[None]:
+        """Hold a request open; refuse it for a wrong model or while requests are not taken."""
+        try:
+            check_model(self._model, model_name, version)
+            self._lifecycle.check_serving()
+        except ServingError:
+            await discard_body(request, self._max_body_bytes)
+            raise
+        with self._lifecycle.request():
+            yield
+
+    async def _read(
+        self,
+        request: Request,
+        decode: Callable[..., InferRequest],
+        model_name: str,
+        version: str,
+    ) -> InferRequest:
+        """The body as an InferRequest; the body itself is not kept."""
+        body = await read_body(request, self._max_body_bytes)
+        decode = partial(
+            decode, body, model_name=model_name, model_version=version, limits=self._limits
+        )
+        return await asyncio.to_thread(decode) if len(body) > LARGE_BODY_BYTES else decode()
+
+
+def _flag(flag: str, value: bool, **more: str) -> Response:
+    status = HTTPStatus.OK if value else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({**more, flag: value}, status)
+
+
+def _unsupported(text: str) -> Callable[[], Any]:
+    async def refuse() -> Response:
+        raise Unsupported(text)
+
+    return refuse

@@ -1,0 +1,363 @@
+"""Bodies within bounds, errors in one form, work that ends with its client."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+from starlette.testclient import TestClient
+
+from model.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    NotReady,
+    QueueFull,
+    ServingError,
+    UnsupportedMediaType,
+)
+from model.serving.body import (
+    error_response,
+    install_error_handlers,
+    read_body,
+    until_disconnect,
+)
+from model.serving.sse import EventStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+LIMIT = 1000
+
+
+class Channel:
+    """An ASGI receive over given chunks, then a disconnect when told, or at once."""
+
+    def __init__(self, *chunks: bytes, complete: bool = True) -> None:
+        self._messages: list[dict[str, Any]] = [
+            {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
+        ]
+        if complete:
+            self._messages.append({"type": "http.request", "body": b"", "more_body": False})
+        self.gone = asyncio.Event()
+        if not complete:
+            self.gone.set()
+
+    async def __call__(self) -> dict[str, Any]:
+        if self._messages:
+            return self._messages.pop(0)
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    @property
+    def num_unread(self) -> int:
+        return len(self._messages)
+
+
+def request(channel: Channel, **headers: str) -> Request:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, channel)
+
+
+async def read(*chunks: bytes, **headers: str) -> bytes:
+    return bytes(await read_body(request(Channel(*chunks), **headers), LIMIT))
+
+
+def raw_deflate(data: bytes) -> bytes:
+    deflater = zlib.compressobj(wbits=-15)
+    return deflater.compress(data) + deflater.flush()
+
+
+ENCODERS = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "deflate, raw": raw_deflate,
+    "identity": bytes,
+    "": bytes,
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODERS)
+@pytest.mark.parametrize("step", [1, 7, 5000])
+async def test_bodies_of_every_encoding_are_read(encoding: str, step: int) -> None:
+    data = bytes(range(200)) * 4
+    sent = ENCODERS[encoding](data)
+    chunks = [sent[i : i + step] for i in range(0, len(sent), step)]
+    assert await read(*chunks, content_encoding=encoding.partition(",")[0]) == data
+
+
+async def test_gzip_of_two_members_is_one_body() -> None:
+    sent = gzip.compress(b"one ") + gzip.compress(b"two")
+    assert await read(sent, content_encoding="gzip") == b"one two"
+
+
+@given(data=st.binary(max_size=300), cuts=st.lists(st.integers(1, 50), max_size=8))
+def test_any_cut_of_a_gzip_body_reads_the_same(data: bytes, cuts: list[int]) -> None:
+    sent, chunks = gzip.compress(data), []
+    for cut in cuts:
+        chunks.append(sent[:cut])
+        sent = sent[cut:]
+    assert asyncio.run(read(*chunks, sent, content_encoding="gzip")) == data
+
+
+@pytest.mark.parametrize(
+    ("chunks", "headers", "error", "text"),
+    [
+        pytest.param(
+            [b"x"], {"content_length": "1001"}, BodyTooLarge, "1001 bytes", id="declared too long"
+        ),
+        pytest.param([b"x" * 600] * 2, {}, BodyTooLarge, "1200", id="undeclared and too long"),
+        pytest.param(
+            [b"x" * 600] * 2, {"content_length": "5"}, BodyTooLarge, "1200", id="a length that lies"
+        ),
+        pytest.param(
+            [gzip.compress(bytes(10**8))], {"content_encoding": "gzip"}, BodyTooLarge, "1000",
+            id="a gzip bomb",
+        ),
+        pytest.param(
+            [gzip.compress(b"hello")[:-3]], {"content_encoding": "gzip"}, InvalidRequest,
+            "truncated", id="truncated gzip",
+        ),
+        pytest.param(
+            [zlib.compress(b"hello")[:-3]], {"content_encoding": "deflate"}, InvalidRequest,
+            "truncated", id="truncated deflate",
+        ),
+        pytest.param([], {"content_encoding": "gzip"}, InvalidRequest, "truncated", id="no gzip"),
+        pytest.param(
+            [b"hello"], {"content_encoding": "gzip"}, InvalidRequest, "corrupt", id="not gzip"
+        ),
+        pytest.param(
+            [zlib.compress(b"a") + b"x"], {"content_encoding": "deflate"}, InvalidRequest,
+            "after its end", id="bytes after deflate",
+        ),
+        pytest.param(
+            [b"x"], {"content_encoding": "br"}, UnsupportedMediaType, "'br'", id="brotli"
+        ),
+        pytest.param(
+            [b"x"], {"content_encoding": "gzip, gzip"}, UnsupportedMediaType, "gzip, gzip",
+            id="twice",
+        ),
+    ],
+)  # fmt: skip
+async def test_bad_bodies_are_refused(
+    chunks: list[bytes], headers: dict[str, str], error: type[ServingError], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        await read(*chunks, **headers)
+
+
+async def test_what_is_too_long_is_taken_from_the_socket_so_that_the_answer_arrives() -> None:
+    channel = Channel(*[b"x" * 100] * 9)
+    with pytest.raises(BodyTooLarge):
+        await read_body(request(channel, content_length="5000"), LIMIT)
+    assert channel.num_unread == 0
+
+
+async def test_but_only_up_to_the_limit_again() -> None:
+    channel = Channel(*[b"x" * 100] * 90)
+    with pytest.raises(BodyTooLarge):
+        await read_body(request(channel, content_length="9000"), LIMIT)
+    assert channel.num_unread > 70
+
+
+async def test_a_client_that_waits_for_100_continue_is_not_asked_for_its_body() -> None:
+    channel = Channel(b"x")
+    headers = {"content_length": "5000", "expect": "100-continue"}
+    with pytest.raises(BodyTooLarge):
+        await read_body(request(channel, **headers), LIMIT)
+    assert channel.num_unread == 2
+
+
+async def test_half_a_body_is_a_disconnect() -> None:
+    with pytest.raises(ClientDisconnect):
+        await read_body(request(Channel(b"x", complete=False)), LIMIT)
+
+
+async def test_work_is_cancelled_when_the_client_goes() -> None:
+    channel, ended = Channel(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    waiting = asyncio.create_task(until_disconnect(channel, work()))
+    await asyncio.sleep(0.01)
+    channel.gone.set()
+    with pytest.raises(ClientDisconnect):
+        await waiting
+    assert ended.is_set(), "the work has ended when the call returns"
+
+
+async def test_work_is_cancelled_with_its_caller() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(until_disconnect(Channel(), work()))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_works_result_and_error_pass_through() -> None:
+    async def good() -> int:
+        return 5
+
+    async def bad() -> int:
+        raise InvalidRequest("no")
+
+    assert await until_disconnect(Channel(), good()) == 5
+    with pytest.raises(InvalidRequest, match="no"):
+        await until_disconnect(Channel(), bad())
+
+
+def test_errors_say_when_to_come_back() -> None:
+    loading = error_response(NotReady("loading"))
+    assert loading.status_code == 503
+    assert json.loads(loading.body) == {"error": "loading"}
+    assert (loading.headers["retry-after"], loading.headers["connection"]) == ("5", "close")
+    full = error_response(QueueFull(9, 8))
+    assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+    assert "connection" not in full.headers
+
+
+def test_every_failure_of_an_app_is_an_error_object() -> None:
+    app = FastAPI()
+
+    @app.get("/serving")
+    def serving() -> None:
+        raise InvalidRequest("bad")
+
+    @app.get("/typed/{number}")
+    def typed(number: int) -> None: ...
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("at 0x1234 in secret.py")
+
+    install_error_handlers(app)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answers = {
+            (one := client.request(method, path)).request.url.path: (one.status_code, one.json())
+            for method, path in (
+                ("GET", "/serving"),
+                ("GET", "/nowhere"),
+                ("POST", "/serving/../serving"),
+                ("GET", "/typed/x"),
+                ("GET", "/broken"),
+            )
+        }
+        assert client.post("/serving").json() == {"error": "POST /serving: not allowed"}
+        assert client.post("/serving").status_code == 405
+    assert answers["/nowhere"] == (404, {"error": "GET /nowhere: no such route"})
+    assert answers["/typed/x"][0] == 400
+    assert "path.number" in answers["/typed/x"][1]["error"]
+    assert answers["/broken"] == (
+        500,
+        {"error": "internal error; the server's log says more"},
+    )
+
+
+# Event streams
+
+
+class Sent:
+    """An ASGI send that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+
+    @property
+    def events(self) -> list[Any]:
+        body = b"".join(message.get("body", b"") for message in self.messages)
+        return [json.loads(line[6:]) for line in body.decode().split("\n\n") if line]
+
+
+async def objects(*items: dict[str, Any] | Exception) -> AsyncGenerator[dict[str, Any], None]:
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+async def test_objects_become_events() -> None:
+    sent, channel = Sent(), Channel()
+    await channel()
+    stream = await EventStream.begin(channel, objects({"a": 1}, {"b": 2}))
+    await stream({}, channel, sent)
+    assert sent.events == [{"a": 1}, {"b": 2}]
+    assert sent.messages[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    headers = dict(sent.messages[0]["headers"])
+    assert headers[b"content-type"].startswith(b"text/event-stream")
+    assert b"content-length" not in headers
+
+
+async def test_an_error_before_the_first_event_is_raised() -> None:
+    with pytest.raises(QueueFull):
+        await EventStream.begin(Channel(), objects(QueueFull(2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        pytest.param(InvalidRequest("no"), "no", id="a serving error is told"),
+        pytest.param(
+            RuntimeError("at 0x12"), "internal error; the server's log says more", id="others not"
+        ),
+    ],
+)
+async def test_an_error_on_the_way_is_the_last_event(error: Exception, text: str) -> None:
+    sent, channel = Sent(), Channel()
+    await channel()
+    stream = await EventStream.begin(channel, objects({"a": 1}, error))
+    await stream({}, channel, sent)
+    assert sent.events == [{"a": 1}, {"error": text}]
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_stream_that_waits_ends_with_its_client(started: bool) -> None:
+    channel, closed = Channel(), asyncio.Event()
+    await channel()
+
+    async def waiting() -> AsyncGenerator[dict[str, Any], None]:
+        try:
+            if started:
+                yield {"a": 1}
+            await asyncio.sleep(60)
+            yield {}
+        finally:
+            closed.set()
+
+    async def serve() -> None:
+        stream = await EventStream.begin(channel, waiting())
+        await stream({}, channel, Sent())
+
+    serving = asyncio.create_task(serve())
+    await asyncio.sleep(0.01)
+    channel.gone.set()
+    if started:
+        await serving
+    else:
+        with pytest.raises(ClientDisconnect):
+            await serving
+    assert closed.is_set()
