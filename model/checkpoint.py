@@ -26,7 +26,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DefaultSampling:
-    """Sampling of requests that name none, from generation_config.json; greedy without do_sample."""
+    """Sampling where a request names none, of generation_config.json; greedy without do_sample."""
 
     temperature: float = 0.0
     top_p: float = 1.0

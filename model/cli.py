@@ -1,5 +1,4 @@
-"""The `qwen3-vl` command. `serve` is `python -m model`; more commands join it as the server grows.
-"""
+"""The `qwen3-vl` command; its `serve` is `python -m model`."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class Engine:
             self._condition.notify()
 
     def _dispatch(self, events: list[TokenEvent]) -> None:
-        """On the event loop: hand each event to its stream; late ones of aborted streams fall away."""
+        """On the event loop: hand each event to its stream; those of aborted streams fall away."""
         for event in events:
             stream = self._streams.get(event.request_id)
             if stream is None:

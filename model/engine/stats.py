@@ -17,7 +17,7 @@ REQUEST_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0
 
 
 class Histogram:
-    """Counts per upper bound (inclusive, as Prometheus' `le`), with the sum of what was observed."""
+    """Counts per inclusive upper bound (Prometheus' `le`), and the sum of what was observed."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds

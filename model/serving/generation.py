@@ -122,8 +122,7 @@ class Generation:
         return sum(image.num_tokens for image in self.request.images)
 
     async def __aiter__(self) -> AsyncIterator[TextDelta]:
-        """Yield text as it becomes certain; raises EngineFailure. Leaving the loop early cancels.
-        """
+        """Yield text as it becomes certain; leaving early cancels. Raises EngineFailure."""
         try:
             async for event in self._stream:
                 self.queue_seconds = max(self.queue_seconds, event.queue_seconds)

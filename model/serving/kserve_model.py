@@ -223,8 +223,7 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
     # Between tensors and prompts
 
     def sampling(self, parameters: Mapping[str, object]) -> SamplingParams:
-        """What a request's parameters and the checkpoint's defaults come to; raises InvalidRequest.
-        """
+        """A request's parameters over the checkpoint's defaults; raises InvalidRequest."""
         limits = self.settings.request
         defaults = sampling_defaults(
             self.pipeline.checkpoint.default_sampling, limits.default_max_tokens
