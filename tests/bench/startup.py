@@ -1,4 +1,4 @@
-"""How long the bundled server takes from process start to listening and to ready, and its memory."""
+"""How long the bundled server takes to listen and to be ready, and its memory."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ class FakeRunner:
                     assert (sequence.request_id, number) in self.embeddings, "image not encoded"
             for index in range(share.start, share.end):
                 self.slots[self._slot(sequence, index)] = sequence.token_ids[index]
-        return [
-            self._next(share.sequence, share.end) for share in batch.sequences if share.samples
-        ]
+        return [self._next(share.sequence, share.end) for share in batch.sequences if share.samples]
 
     def _next(self, sequence: Sequence, length: int) -> int:
         seen = [self.slots[self._slot(sequence, index)] for index in range(length)]

@@ -1,4 +1,4 @@
-"""Scheduler, thread and real runner together: the same tokens as generate, and nothing left behind."""
+"""Scheduler, thread and real runner: the tokens of generate, and nothing left behind."""
 
 from __future__ import annotations
 
