@@ -106,6 +106,7 @@ class GenerateRequest:
     images: in the order of their offsets
     seed: drawn when the client gave none, so that a preempted sequence repeats itself
     eos_token_ids: the model's end-of-text ids
+    cache_salt: requests share cached work only with those of the same salt
     """
 
     request_id: str
@@ -114,6 +115,7 @@ class GenerateRequest:
     seed: int
     images: tuple[ImageInput, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
+    cache_salt: bytes = b""
 
     @property
     def end_token_ids(self) -> frozenset[int]:

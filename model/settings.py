@@ -88,6 +88,12 @@ class EngineSettings(Section):
         description="tokens of prompt and answer; default: the checkpoint's, at most 32768",
     )
     block_size: int = Field(16, ge=1, description="tokens of a KV block")
+    prefix_cache: bool = Field(
+        True, description="reuse the KV of equal beginnings of prompts, pictures included"
+    )
+    embedding_cache_bytes: int = Field(
+        256 * MIB, ge=0, description="memory for embeddings of pictures seen lately; 0: none"
+    )
     kv_cache_bytes: int | None = Field(
         None,
         ge=1,

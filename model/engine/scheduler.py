@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model.engine.batch import ScheduledBatch, ScheduledImage, ScheduledSequence
+from model.engine.prefix import extend_digests
 from model.engine.sequence import Sequence, State, Transition
 from model.engine.stats import EngineStats
 from model.errors import PromptTooLong
@@ -37,6 +38,7 @@ class SchedulerLimits:
     max_encoder_tokens: int
     max_sequences: int
     max_model_len: int
+    prefix_cache: bool = True
 
 
 @dataclass(slots=True)
@@ -184,6 +186,8 @@ class Scheduler:
             image = sequence.request.images[index]
             if image.offset >= start + num_tokens:
                 break
+            if image.end <= start:  # its KV was found in the prefix cache
+                continue
             # The first image of a step always goes, or one larger than the budget would wait
             # forever.
             if budget.encoder_used and image.num_tokens > budget.encoder_tokens:
@@ -201,35 +205,47 @@ class Scheduler:
         sequence = self._waiting[0]
         if budget.prefill_tokens == 0:
             return None
-        # Admitting on the first chunk's blocks alone would only start prefills that preempt each
-        # other.
-        if self.pool.blocks_for(len(sequence.token_ids)) > self.pool.num_free:
-            return None
-        if self._chunk_is_blocked(sequence, budget):
+        if not self._take_prefix(sequence, budget):
             return None
         self._waiting.popleft()
         sequence.apply(Transition.ADMIT)
         if sequence.num_preemptions == 0:
             sequence.queue_seconds = self._clock() - sequence.arrival_seconds
             self.stats.queue.observe(sequence.queue_seconds)
+            self.stats.prefix_hit_tokens += sequence.num_computed_tokens
+            self.stats.prefix_query_tokens += len(sequence.token_ids)
         self._running.append(sequence)
         return self._share(sequence, budget, images)
 
+    def _take_prefix(self, sequence: Sequence, budget: _Budget) -> bool:
+        """Give a waiting sequence the blocks of its known beginning; False if it must wait."""
+        blocks: list[int] = []
+        if self.limits.prefix_cache:
+            extend_digests(sequence, self.pool.block_size)
+            # The last token is always computed: its logits choose the next one.
+            most = (len(sequence.token_ids) - 1) // self.pool.block_size
+            blocks = self.pool.acquire(sequence.block_digests[:most])
+        # Admitting on the first chunk's blocks alone would start prefills that preempt each other.
+        missing = self.pool.blocks_for(len(sequence.token_ids)) - len(blocks)
+        start = len(blocks) * self.pool.block_size
+        if missing > self.pool.num_free or self._image_is_blocked(sequence, start, budget):
+            self.pool.release(blocks)
+            return False
+        sequence.block_table = blocks
+        sequence.num_computed_tokens = start
+        sequence.num_published_blocks = len(blocks)
+        return True
+
     @staticmethod
-    def _chunk_is_blocked(sequence: Sequence, budget: _Budget) -> bool:
-        """Whether a prompt begins with an image that must wait for the next step."""
-        pending = sequence.request.images
-        return bool(
-            pending
-            and pending[0].offset == 0
-            and budget.encoder_used
-            and pending[0].num_tokens > budget.encoder_tokens
+    def _image_is_blocked(sequence: Sequence, start: int, budget: _Budget) -> bool:
+        """Whether the first token to compute is of an image that must wait for the next step."""
+        return budget.encoder_used and any(
+            image.offset <= start < image.end and image.num_tokens > budget.encoder_tokens
+            for image in sequence.request.images
         )
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a sequence blocks for num_tokens tokens, preempting newer ones; False if it went
-        itself.
-        """
+        """Give a sequence blocks for num_tokens, preempting newer ones; False if it went itself."""
         missing = self.pool.blocks_for(num_tokens) - len(sequence.block_table)
         if missing <= 0:
             return True
@@ -248,6 +264,7 @@ class Scheduler:
         sequence.apply(Transition.PREEMPT)
         sequence.num_computed_tokens = 0
         sequence.num_encoded_images = 0
+        sequence.num_published_blocks = 0
         sequence.num_preemptions += 1
         self.stats.preemptions += 1
         self._waiting.appendleft(sequence)
@@ -262,12 +279,23 @@ class Scheduler:
         for share in batch.sequences:
             sequence = share.sequence
             sequence.num_computed_tokens = share.end
+            self._publish(sequence)
             if share.samples:
                 events.append(self._append(sequence, next(ids), now))
         self.stats.steps += 1
         self.stats.images += len(batch.images)
         self._refresh_gauges()
         return events
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Let other sequences find the blocks that this step filled."""
+        num_full = sequence.num_computed_tokens // self.pool.block_size
+        if not self.limits.prefix_cache or num_full == sequence.num_published_blocks:
+            return
+        extend_digests(sequence, self.pool.block_size)
+        for index in range(sequence.num_published_blocks, num_full):
+            self.pool.publish(sequence.block_table[index], sequence.block_digests[index])
+        sequence.num_published_blocks = num_full
 
     def _append(self, sequence: Sequence, token_id: int, now: float) -> TokenEvent:
         if sequence.state is State.PREFILL:

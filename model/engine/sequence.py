@@ -52,6 +52,7 @@ class Sequence:
     num_computed_tokens: how many of them have their KV in the cache
     num_encoded_images: how many images have embeddings held by the runner
     block_table: ids of KV blocks, in token order
+    block_digests: of its full blocks, see prefix.py; num_published_blocks: how many others can find
     arrival_seconds, last_token_seconds: on the scheduler's clock; queue_seconds: arrival to
     admission
     """
@@ -63,6 +64,8 @@ class Sequence:
     num_computed_tokens: int = 0
     num_encoded_images: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_digests: list[bytes] = field(default_factory=list)
+    num_published_blocks: int = 0
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
     arrival_seconds: float = field(default_factory=time.monotonic)

@@ -48,6 +48,7 @@ class Histogram:
 class EngineStats:
     """Gauges of now, totals since start.
 
+    prefix_query_tokens: known tokens of admitted sequences; prefix_hit_tokens: those found computed
     kv_used_ratio: 0 to 1; finished: sequences by finish reason; all histograms in seconds
     """
 
@@ -61,6 +62,8 @@ class EngineStats:
     completion_tokens: int = 0
     images: int = 0
     preemptions: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     step_seconds: float = 0.0
     ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BUCKETS))

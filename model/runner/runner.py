@@ -17,6 +17,7 @@ from model.engine.sequence import Sequence
 from model.request import GenerateRequest, ImageInput, SamplingParams
 from model.runner.attention import build_attention_metadata
 from model.runner.device import resolve_device, resolve_dtype
+from model.runner.embeddings import EmbeddingCache, embedding_key
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.loader import LoadProgress, load_model
 from model.runner.positions import PromptPositions, prompt_positions
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from model.checkpoint import Checkpoint
+    from model.runner.embeddings import Key
     from model.settings import EngineSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class TorchRunner:
         tower = model.model.visual
         tower.patch_embed = LinearPatchEmbed(tower.patch_embed.proj)
         self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
+        self.embedding_cache = EmbeddingCache(settings.embedding_cache_bytes)
         self._kept: dict[Sequence, _Kept] = {}
         self._weight_bytes = _weight_bytes(model)
         self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
@@ -125,9 +128,24 @@ class TorchRunner:
         self._run_alone(self._synthetic_request(num_tokens=8, image_side=2), num_steps=2)
 
     def _encode(self, images: Seq[ScheduledImage]) -> None:
-        inputs = [item.sequence.request.images[item.image_index] for item in images]
-        for item, embeddings in zip(images, self.vision.encode(inputs), strict=True):
-            self._keep(item.sequence).embeddings[item.image_index] = embeddings
+        """Give sequences their images' embeddings; each picture not seen lately is encoded once."""
+        found: dict[Key, ImageEmbeddings] = {}
+        missing: dict[Key, ImageInput] = {}
+        keys: list[Key] = []
+        for item in images:
+            image = item.sequence.request.images[item.image_index]
+            key = embedding_key(item.sequence.request, image)
+            keys.append(key)
+            if (known := self.embedding_cache.get(key)) is not None:
+                found[key] = known
+            else:
+                missing[key] = image
+        encoded = self.vision.encode(list(missing.values()))
+        for key, embeddings in zip(missing, encoded, strict=True):
+            found[key] = embeddings
+            self.embedding_cache.put(key, embeddings)
+        for item, key in zip(images, keys, strict=True):
+            self._keep(item.sequence).embeddings[item.image_index] = found[key]
 
     def _keep(self, sequence: Sequence) -> _Kept:
         kept = self._kept.get(sequence)

@@ -32,6 +32,11 @@ class ImageEmbeddings:
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return sum(layer.nbytes for layer in (self.tokens, *self.deepstack))
+
 
 class LinearPatchEmbed(nn.Module):
     """The patch embedding as one matrix product, over the convolution's own parameters.

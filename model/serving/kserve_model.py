@@ -287,6 +287,7 @@ def _build_pipeline(loaded: Loaded, settings: Settings) -> Pipeline:
         max_encoder_tokens=settings.engine.max_encoder_tokens,
         max_sequences=settings.engine.max_sequences,
         max_model_len=checkpoint.max_model_len(settings.engine.max_model_len),
+        prefix_cache=settings.engine.prefix_cache,
     )
     scheduler = Scheduler(limits, BlockPool(runner.num_blocks, runner.block_size))
     engine = Engine(

@@ -75,6 +75,12 @@ class ServerCollector(Collector):
         )
         yield self._counter("completion_tokens", "Tokens generated", stats.completion_tokens)
         yield self._counter("images", "Images encoded", stats.images)
+        yield self._counter(
+            "prefix_query_tokens", "Tokens looked up in the prefix cache", stats.prefix_query_tokens
+        )
+        yield self._counter(
+            "prefix_hit_tokens", "Tokens found in the prefix cache", stats.prefix_hit_tokens
+        )
         yield self._counter("preemptions", "Sequences preempted", stats.preemptions)
         finished = CounterMetricFamily(
             f"{PREFIX}_finished_sequences",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,21 @@ async def test_32_mixed_requests_at_once_equal_generate(
     assert answers == expected
     assert (engine.stats.preemptions > 0) is preempts
     assert engine.stats.kv_used_ratio == 0.0
+
+
+async def test_a_repeated_prompt_is_found_and_answered_the_same(checkpoint_path: Path) -> None:
+    oracle = Oracle.from_pretrained(checkpoint_path, dtype=torch.float32).eval()
+    runner = runner_for(checkpoint_path)
+    engine = build_engine(runner, 256, 64)
+    engine.start()
+    for request in mixed_requests(12):
+        expected = expected_tokens(oracle, runner, request)
+        for attempt in ("cold", "warm"):
+            again = dataclasses.replace(request, request_id=f"{request.request_id} {attempt}")
+            [stream] = engine.submit([again])
+            assert await tokens(stream) == expected
+    await asyncio.to_thread(engine.stop)
+    assert engine.stats.prefix_hit_tokens > engine.stats.prefix_query_tokens // 3
 
 
 async def test_500_random_cancels_leave_nothing_in_engine_or_runner(
