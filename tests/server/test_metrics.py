@@ -1,0 +1,88 @@
+"""What Prometheus and the endpoint picker read, before and after work was done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from tests.server.conftest import RunningServer
+
+
+def families(server: RunningServer) -> dict[str, Metric]:
+    text = httpx.get(f"{server.http_url}/metrics").text
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(family: Metric, suffix: str = "", **labels: str) -> float:
+    """The one sample of a family with this suffix and these labels."""
+    [sample] = [
+        sample
+        for sample in family.samples
+        if sample.name == family.name + suffix and labels.items() <= sample.labels.items()
+    ]
+    return float(sample.value)
+
+
+def test_one_answer_is_counted_everywhere(server: RunningServer, sample_image: bytes) -> None:
+    before = families(server)
+    answer = httpx.post(
+        f"{server.http_url}/api/v1/describe", files={"image": sample_image}, timeout=60
+    ).json()
+    server.wait_until_idle()
+    after = families(server)
+
+    def grown(name: str, suffix: str = "_total", **labels: str) -> float:
+        return value(after[name], suffix, **labels) - value(before[name], suffix, **labels)
+
+    usage = answer["usage"]
+    assert grown("qwen3vl_prompt_tokens") == usage["prompt_tokens"]
+    assert grown("qwen3vl_completion_tokens") == usage["completion_tokens"]
+    assert grown("qwen3vl_finished_sequences", finish_reason="stop") == 1
+    assert grown("qwen3vl_time_to_first_token_seconds", "_count") == 1
+    assert grown("qwen3vl_time_to_first_token_seconds", "_bucket", le="+Inf") == 1
+    assert grown("qwen3vl_inter_token_latency_seconds", "_count") == usage["completion_tokens"] - 1
+    assert grown("qwen3vl_request_seconds", "_count") == 1
+    assert value(after["qwen3vl_model_load_seconds"]) > 0
+    assert value(after["qwen3vl_phase"], phase="ready") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vllm:num_requests_waiting",
+        "vllm:num_requests_running",
+        "vllm:kv_cache_usage_perc",
+        "vllm:cache_config_info",
+    ],
+)
+def test_the_endpoint_picker_finds_one_series_of_each_name(
+    server: RunningServer, name: str
+) -> None:
+    [sample] = families(server)[name].samples
+    if name == "vllm:cache_config_info":
+        assert int(sample.labels["block_size"]) > 0
+        assert int(sample.labels["num_gpu_blocks"]) > 0
+    else:
+        assert sample.value >= 0
+
+
+def test_every_family_says_what_it_is_and_none_has_a_label_per_request(
+    server: RunningServer,
+) -> None:
+    for family in families(server).values():
+        assert family.documentation, family.name
+        if family.name.startswith(("qwen3vl_", "vllm:")):
+            assert not any("request_id" in sample.labels for sample in family.samples)
+
+
+def test_openmetrics_is_answered_to_who_asks_for_it(server: RunningServer) -> None:
+    accept = "application/openmetrics-text; version=1.0.0"
+    response = httpx.get(f"{server.http_url}/metrics", headers={"accept": accept})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
