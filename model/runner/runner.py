@@ -20,6 +20,7 @@ from model.runner.device import resolve_device, resolve_dtype
 from model.runner.embeddings import EmbeddingCache, embedding_key
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.loader import LoadProgress, load_model
+from model.runner.packed import can_pack, pack_linears
 from model.runner.positions import PromptPositions, prompt_positions
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.sampler import row_of, sample
@@ -66,13 +67,15 @@ class TorchRunner:
         self.dtype: torch.dtype = weight.dtype
         self._checkpoint = checkpoint
         self._settings = settings
+        self._weight_bytes = _weight_bytes(model)
+        if can_pack(self.device, self.dtype):
+            pack_linears(model.model.language_model)
         self._text = TextModel(model)
         tower = model.model.visual
         tower.patch_embed = LinearPatchEmbed(tower.patch_embed.proj)
         self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
         self.embedding_cache = EmbeddingCache(settings.embedding_cache_bytes)
         self._kept: dict[Sequence, _Kept] = {}
-        self._weight_bytes = _weight_bytes(model)
         self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
         self.cache = self._allocate()
 

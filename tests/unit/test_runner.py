@@ -12,6 +12,7 @@ from model.engine.sequence import Sequence
 from model.request import SamplingParams
 from model.runner.device import UnusableSetting
 from model.runner.kv_cache import DEFAULT_CPU_BYTES, KVShape, size_kv_cache
+from model.runner.loader import load_model
 from model.runner.runner import TorchRunner, load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import Shape, make_checkpoint
@@ -48,7 +49,8 @@ def test_implements_the_engines_protocol(checkpoint_path: Path) -> None:
 def test_memory_counts_weights_and_cache(checkpoint_path: Path) -> None:
     runner = make_runner(checkpoint_path)
     assert runner.memory().kv_cache_bytes == runner.num_blocks * BLOCK_BYTES
-    assert runner.memory().weight_bytes == sum(p.nbytes for p in runner.model.parameters())
+    model = load_model(checkpoint_path, torch.device("cpu"), torch.float32)
+    assert runner.memory().weight_bytes == sum(p.nbytes for p in model.parameters())
 
 
 def test_embeddings_go_once_their_image_is_computed(checkpoint_path: Path) -> None:
