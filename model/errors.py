@@ -61,6 +61,19 @@ class BodyTooLarge(InvalidRequest):
         super().__init__(f"request body has at least {num_bytes} bytes; the limit is {limit}")
 
 
+class BodyTimeout(InvalidRequest):
+    """A body that stopped arriving; the connection would be held for nothing."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    grpc_status = GrpcStatus.DEADLINE_EXCEEDED
+
+    def __init__(self, num_bytes: int, idle_seconds: float) -> None:
+        super().__init__(
+            f"request body stopped after {num_bytes} bytes; the limit is {idle_seconds:g} s "
+            "without any"
+        )
+
+
 class UnsupportedMediaType(InvalidRequest):
     """A body or an encoding of a kind that this route does not read."""
 

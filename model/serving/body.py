@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from model.errors import (
+    BodyTimeout,
     BodyTooLarge,
     InvalidRequest,
     NotReady,
@@ -26,7 +27,7 @@ from model.errors import (
 from model.serving.parameters import shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator
 
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -41,11 +42,12 @@ CLIENT_CLOSED_REQUEST: Final = 499
 INTERNAL_ERROR: Final = "internal error; the server's log says more"
 
 
-async def read_body(request: Request, max_bytes: int) -> bytearray:
+async def read_body(request: Request, max_bytes: int, idle_seconds: float) -> bytearray:
     """The whole body, decompressed, of at most `max_bytes` before and after.
 
-    Raises BodyTooLarge, UnsupportedMediaType, InvalidRequest for a corrupt or truncated body, and
-    ClientDisconnect.
+    idle_seconds: the longest pause between two pieces
+    Raises BodyTooLarge, BodyTimeout, UnsupportedMediaType, InvalidRequest for a corrupt or cut-off
+    body, and ClientDisconnect.
     """
     inflater = _inflater(request.headers.get("content-encoding", ""))
     declared = request.headers.get("content-length", "")
@@ -54,7 +56,7 @@ async def read_body(request: Request, max_bytes: int) -> bytearray:
         raise BodyTooLarge(int(declared), max_bytes)
     body = bytearray()
     num_received = 0
-    async with aclosing(request.stream()) as chunks:
+    async with aclosing(_unpausing(request, idle_seconds)) as chunks:
         async for chunk in chunks:
             num_received += len(chunk)
             pieces = inflater.feed(chunk) if inflater else (chunk,)
@@ -71,6 +73,22 @@ async def read_body(request: Request, max_bytes: int) -> bytearray:
     if inflater:
         inflater.finish()
     return body
+
+
+async def _unpausing(request: Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    """The body's pieces; raises BodyTimeout when the next one is too long in coming."""
+    num_bytes = 0
+    async with aclosing(request.stream()) as chunks:
+        while True:
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    chunk = await anext(chunks, None)
+            except TimeoutError as e:
+                raise BodyTimeout(num_bytes, idle_seconds) from e
+            if chunk is None:
+                return
+            num_bytes += len(chunk)
+            yield chunk
 
 
 async def discard_body(request: Request, max_bytes: int) -> None:
@@ -184,7 +202,7 @@ def error_response(error: ServingError) -> Response:
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
-    if isinstance(error, NotReady | BodyTooLarge):
+    if isinstance(error, NotReady | BodyTooLarge | BodyTimeout):
         headers["Connection"] = "close"
     return JSONResponse({"error": str(error)}, error.status, headers)
 

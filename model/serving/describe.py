@@ -119,7 +119,8 @@ def _milliseconds(seconds: float) -> float:
 
 
 async def _read(request: Request, settings: Settings) -> _Question:
-    body = await read_body(request, settings.request.max_body_bytes)
+    limits = settings.request
+    body = await read_body(request, limits.max_body_bytes, limits.body_idle_seconds)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     match media_type:
         case "multipart/form-data":

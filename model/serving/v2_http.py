@@ -65,7 +65,7 @@ UNSUPPORTED_ROUTES: Final = (
 def v2_router(model: V2Model, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
     """All V2 routes of one model."""
     router = APIRouter(tags=["v2"])
-    about = _About(model, lifecycle)
+    about = _About(model, lifecycle, settings)
     infer = _Inference(model, lifecycle, settings)
     get, post = (
         partial(router.add_api_route, methods=["GET"]),
@@ -95,9 +95,10 @@ def v2_router(model: V2Model, lifecycle: Lifecycle, settings: Settings) -> APIRo
 class _About:
     """What the server says of itself."""
 
-    def __init__(self, model: V2Model, lifecycle: Lifecycle) -> None:
+    def __init__(self, model: V2Model, lifecycle: Lifecycle, settings: Settings) -> None:
         self._model = model
         self._lifecycle = lifecycle
+        self._idle_seconds = settings.request.body_idle_seconds
 
     async def server(self) -> Response:
         """The server's name, version and protocol extensions."""
@@ -143,7 +144,7 @@ class _About:
 
     async def index(self, request: Request) -> Response:
         """The served names with their state; `{"ready": true}` leaves out what is not ready."""
-        body = await read_body(request, LARGE_BODY_BYTES)
+        body = await read_body(request, LARGE_BODY_BYTES, self._idle_seconds)
         asked = parse_object(body) if body else {}
         check_keys(asked, ("ready",), "the request")
         only_ready = boolean("ready", asked.get("ready", False))
@@ -160,6 +161,7 @@ class _Inference:
         self._lifecycle = lifecycle
         self._limits = Limits.of(settings)
         self._max_body_bytes = settings.request.max_body_bytes
+        self._idle_seconds = settings.request.body_idle_seconds
 
     async def infer(self, request: Request, model_name: str, version: str = "") -> Response:
         """Tensors in, tensors out: JSON, with the binary tensor data extension behind it."""
@@ -220,7 +222,7 @@ class _Inference:
         version: str,
     ) -> InferRequest:
         """The body as an InferRequest; the body itself is not kept."""
-        body = await read_body(request, self._max_body_bytes)
+        body = await read_body(request, self._max_body_bytes, self._idle_seconds)
         decode = partial(
             decode, body, model_name=model_name, model_version=version, limits=self._limits
         )

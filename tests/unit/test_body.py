@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.testclient import TestClient
 
 from model.errors import (
+    BodyTimeout,
     BodyTooLarge,
     InvalidRequest,
     NotReady,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 LIMIT = 1000
+IDLE_SECONDS = 5.0
 
 
 class Channel:
@@ -67,7 +69,7 @@ def request(channel: Channel, **headers: str) -> Request:
 
 
 async def read(*chunks: bytes, **headers: str) -> bytes:
-    return bytes(await read_body(request(Channel(*chunks), **headers), LIMIT))
+    return bytes(await read_body(request(Channel(*chunks), **headers), LIMIT, IDLE_SECONDS))
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -157,14 +159,14 @@ async def test_bad_bodies_are_refused(
 async def test_what_is_too_long_is_taken_from_the_socket_so_that_the_answer_arrives() -> None:
     channel = Channel(*[b"x" * 100] * 9)
     with pytest.raises(BodyTooLarge):
-        await read_body(request(channel, content_length="5000"), LIMIT)
+        await read_body(request(channel, content_length="5000"), LIMIT, IDLE_SECONDS)
     assert channel.num_unread == 0
 
 
 async def test_but_only_up_to_the_limit_again() -> None:
     channel = Channel(*[b"x" * 100] * 90)
     with pytest.raises(BodyTooLarge):
-        await read_body(request(channel, content_length="9000"), LIMIT)
+        await read_body(request(channel, content_length="9000"), LIMIT, IDLE_SECONDS)
     assert channel.num_unread > 70
 
 
@@ -172,13 +174,20 @@ async def test_a_client_that_waits_for_100_continue_is_not_asked_for_its_body() 
     channel = Channel(b"x")
     headers = {"content_length": "5000", "expect": "100-continue"}
     with pytest.raises(BodyTooLarge):
-        await read_body(request(channel, **headers), LIMIT)
+        await read_body(request(channel, **headers), LIMIT, IDLE_SECONDS)
     assert channel.num_unread == 2
+
+
+async def test_a_body_that_stops_arriving_is_not_waited_for() -> None:
+    channel = Channel(b"x" * 7, complete=False)
+    channel.gone.clear()
+    with pytest.raises(BodyTimeout, match=r"stopped after 7 bytes; the limit is 0.05 s"):
+        await read_body(request(channel), LIMIT, 0.05)
 
 
 async def test_half_a_body_is_a_disconnect() -> None:
     with pytest.raises(ClientDisconnect):
-        await read_body(request(Channel(b"x", complete=False)), LIMIT)
+        await read_body(request(Channel(b"x", complete=False)), LIMIT, IDLE_SECONDS)
 
 
 async def test_work_is_cancelled_when_the_client_goes() -> None:
