@@ -91,6 +91,9 @@ class EngineSettings(Section):
     prefix_cache: bool = Field(
         True, description="reuse the KV of equal beginnings of prompts, pictures included"
     )
+    reference: bool = Field(
+        False, description="run transformers' own modules: slower, to compare answers with"
+    )
     embedding_cache_bytes: int = Field(
         256 * MIB, ge=0, description="memory for embeddings of pictures seen lately; 0: none"
     )

@@ -42,18 +42,3 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
-
-
-def pack_linears(module: nn.Module) -> int:
-    """Replace every nn.Linear below a module, one at a time, so that memory holds one layer twice.
-
-    Returns how many were replaced.
-    """
-    num_packed = 0
-    for name, child in list(module.named_children()):
-        if type(child) is nn.Linear:
-            setattr(module, name, PackedLinear(child))
-            num_packed += 1
-        else:
-            num_packed += pack_linears(child)
-    return num_packed

@@ -18,9 +18,9 @@ from model.request import GenerateRequest, ImageInput, SamplingParams
 from model.runner.attention import build_attention_metadata
 from model.runner.device import resolve_device, resolve_dtype
 from model.runner.embeddings import EmbeddingCache, embedding_key
+from model.runner.fast_text import FastTextModel
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.loader import LoadProgress, load_model
-from model.runner.packed import can_pack, pack_linears
 from model.runner.positions import PromptPositions, prompt_positions
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.sampler import row_of, sample
@@ -68,9 +68,7 @@ class TorchRunner:
         self._checkpoint = checkpoint
         self._settings = settings
         self._weight_bytes = _weight_bytes(model)
-        if can_pack(self.device, self.dtype):
-            pack_linears(model.model.language_model)
-        self._text = TextModel(model)
+        self._text = TextModel(model) if settings.reference else FastTextModel(model)
         tower = model.model.visual
         tower.patch_embed = LinearPatchEmbed(tower.patch_embed.proj)
         self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
