@@ -23,6 +23,7 @@ install: ## Make the environment in .venv (done by every other target when neede
 	  set -e; \
 	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	    || { echo "Python 3.11 to 3.13 is needed; $$($(PYTHON) --version) was found; set PYTHON=…" >&2; exit 1; }; \
+	  echo 'Installing into $(VENV): once, a few minutes'; \
 	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet --upgrade pip; \
 	  $(BIN)/python -m pip install --quiet --editable '.[dev]'; \
