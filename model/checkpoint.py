@@ -138,16 +138,13 @@ def _default_sampling(generation: dict[str, Any]) -> DefaultSampling:
 
 
 def _image_processor(path: Path) -> dict[str, Any]:
-    """The image processor's settings, from either of the two files that may hold them."""
-    if (path / "preprocessor_config.json").is_file():
-        return _read_json(path / "preprocessor_config.json")
+    """The image processor's settings, of the combined file where it has them, as transformers 5."""
     combined = path / "processor_config.json"
-    if not combined.is_file():
-        raise CheckpointError(f"{path / 'preprocessor_config.json'} is missing")
-    section = _read_json(combined).get("image_processor")
-    if not isinstance(section, dict):
-        raise CheckpointError(f"{combined} has no image_processor section")
-    return section
+    if combined.is_file():
+        section = _read_json(combined).get("image_processor")
+        if isinstance(section, dict):
+            return section
+    return _read_json(path / "preprocessor_config.json")
 
 
 def _generation(path: Path) -> dict[str, Any]:

@@ -46,11 +46,23 @@ def test_sampling_comes_from_the_generation_config(folder: Path) -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
 
 
-def test_the_processor_may_be_in_the_combined_file(folder: Path) -> None:
+def test_the_combined_file_is_read_first_as_transformers_does(folder: Path) -> None:
     processor = json.loads((folder / "preprocessor_config.json").read_text())
+    combined = {"image_processor": processor | {"image_mean": [0.1, 0.2, 0.3]}}
+    (folder / "processor_config.json").write_text(json.dumps(combined))
+    assert read_checkpoint(folder).image_mean == (0.1, 0.2, 0.3)
     (folder / "preprocessor_config.json").unlink()
-    (folder / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
-    assert read_checkpoint(folder).image_mean == read_checkpoint(CHECKPOINT_DIR).image_mean
+    assert read_checkpoint(folder).image_mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("combined", [None, {"video_processor": {}}], ids=["absent", "of videos"])
+def test_the_older_file_is_read_where_the_combined_one_says_nothing(
+    folder: Path, combined: dict[str, Any] | None
+) -> None:
+    (folder / "processor_config.json").unlink()
+    if combined is not None:
+        (folder / "processor_config.json").write_text(json.dumps(combined))
+    assert read_checkpoint(folder).image_mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +115,8 @@ def test_context_length(folder: Path, wanted: int | None, expected: int) -> None
         ),
         pytest.param(
             lambda folder: change(
-                folder / "preprocessor_config.json",
-                lambda config: config.update(image_mean=[0.5]),
+                folder / "processor_config.json",
+                lambda config: config["image_processor"].update(image_mean=[0.5]),
             ),
             "is not usable",
             id="a field of the wrong form",
