@@ -60,4 +60,4 @@ def test_the_python_lines_work_over_both_protocols(server: RunningServer, protoc
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() == "Black."
+    assert ended.stdout.strip() == "Beige."
