@@ -66,17 +66,18 @@ async def engine_round(pipeline: Pipeline, pictures: Seq[bytes]) -> Round:
 
 async def compare(folder: Path, concurrency: int, rounds: int, num_sequential: int) -> None:
     """Print the table of engine against sequential generate."""
-    pictures = make_pictures(concurrency)
     settings = Settings(model=ModelSettings(dir=folder, device="cpu", dtype="float32"))
     model = Qwen3VLModel(settings, lambda: load(settings))
     model.load()
     await model.start_engine()
     peer = SequentialGenerate(folder)
     # One uncounted pass of each: allocators and thread pools are warm for both.
-    await engine_round(model.pipeline, pictures[:2])
-    peer.run(pictures[:1])
+    warm_up = make_pictures(2, seed=rounds)
+    await engine_round(model.pipeline, warm_up)
+    peer.run(warm_up[:1])
     rows: list[tuple[Round, float]] = []
     for number in range(rounds):
+        pictures = make_pictures(concurrency, seed=number)
         ours = await engine_round(model.pipeline, pictures)
         theirs = peer.run(pictures[:num_sequential])
         rows.append((ours, theirs))

@@ -41,9 +41,9 @@ def prompt_text() -> str:
     return "Describe this image."
 
 
-def make_pictures(count: int) -> list[bytes]:
-    """PNG files of smooth noise, each different, so that no cache answers."""
-    draw = np.random.default_rng(0)
+def make_pictures(count: int, seed: int) -> list[bytes]:
+    """PNG files of smooth noise; another seed gives others, so that no cache answers."""
+    draw = np.random.default_rng(seed)
     pictures = []
     for _ in range(count):
         coarse = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
