@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from model.errors import ServingError
 
 MAX_TOKENS_LIMIT = 1 << 20
 MAX_SEED = (1 << 63) - 1
@@ -107,6 +109,9 @@ class GenerateRequest:
     seed: drawn when the client gave none, so that a preempted sequence repeats itself
     eos_token_ids: the model's end-of-text ids
     cache_salt: requests share cached work only with those of the same salt
+    priority: lower goes first; requests of one priority go in the order they came
+    max_queue_seconds: waiting longer than this for the first step ends the request; None: never
+    grammar: what the text must match, as llguidance takes it; None: anything
     """
 
     request_id: str
@@ -116,6 +121,9 @@ class GenerateRequest:
     images: tuple[ImageInput, ...] = ()
     eos_token_ids: frozenset[int] = frozenset()
     cache_salt: bytes = b""
+    priority: int = 0
+    max_queue_seconds: float | None = None
+    grammar: str | None = None
 
     @property
     def end_token_ids(self) -> frozenset[int]:
@@ -133,13 +141,22 @@ class FinishReason(Enum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """What one engine step did for one request.
+class TokenLogprobs(NamedTuple):
+    """Natural logarithms of the model's own probabilities, before any filter or temperature.
+
+    top: (token id, logprob) of the most probable tokens, the first of them first
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class TokenEvent(NamedTuple):
+    """What one engine step did for one request. A named tuple: one is made for every token.
 
     token_id: the new token, None where the event only says how it ended
     num_completion_tokens: tokens generated so far, this one included
-    finish_reason: set on the last event; error: its text when the reason is ERROR
+    finish_reason: set on the last event; error: what the client is told when the reason is ERROR
     queue_seconds: how long the sequence waited before its first step
     """
 
@@ -147,5 +164,6 @@ class TokenEvent:
     token_id: int | None
     num_completion_tokens: int
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: ServingError | None = None
     queue_seconds: float = 0.0
+    logprobs: TokenLogprobs | None = None

@@ -7,22 +7,22 @@ alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Sequence as Seq
 
     from model.engine.sequence import Sequence
+    from model.request import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
     """One sequence's share of a step: tokens [start, start + num_tokens) get their KV written.
 
-    sequence.block_table already covers them. samples: the share reaches the last known token, so
-    its
-    logits choose the next one.
+    sequence.block_table already covers them. samples: the share reaches the sequence's last token,
+    so its logits choose the next one.
     """
 
     sequence: Sequence
@@ -34,6 +34,11 @@ class ScheduledSequence:
     def end(self) -> int:
         """Context length once this share is computed."""
         return self.start + self.num_tokens
+
+    @property
+    def completion_index(self) -> int:
+        """Which token of the completion, from 0, the share's logits choose."""
+        return self.end - self.sequence.num_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,45 @@ class ScheduledBatch:
         return sum(share.num_tokens for share in self.sequences)
 
 
+class SampledToken(NamedTuple):
+    """A token that a step chose."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class OutOfDeviceMemory(Exception):
+    """A step needed more memory than the device has left; a smaller one may fit."""
+
+
+class DeviceFailure(Exception):
+    """The device can no longer be used by this process."""
+
+
+class LaunchedStep(Protocol):
+    """A step that was handed to the device."""
+
+    def tokens(self) -> Seq[SampledToken]:
+        """Wait for the step: one token for each share with `samples`, in the batch's order.
+
+        Raises OutOfDeviceMemory, DeviceFailure.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedStep:
+    """A step whose tokens are known already."""
+
+    sampled: Seq[SampledToken]
+
+    def tokens(self) -> Seq[SampledToken]:
+        """They are here."""
+        return self.sampled
+
+
 class Runner(Protocol):
-    """Turns a batch into next tokens. Called from the engine thread only."""
+    """Turns batches into next tokens. Called from the engine thread only."""
 
     @property
     def num_blocks(self) -> int:
@@ -70,10 +112,22 @@ class Runner(Protocol):
         """Tokens a block holds."""
         ...
 
-    def execute(self, batch: ScheduledBatch) -> Seq[int]:
-        """Run one step; one id for each share with `samples`, in the batch's order."""
+    @property
+    def overlaps(self) -> bool:
+        """Whether a step may be launched before the tokens of the one before it are known.
+
+        Its shares then reach one token past `sequence.token_ids`: the runner holds that token.
+        """
+        ...
+
+    def execute(self, batch: ScheduledBatch) -> LaunchedStep:
+        """Launch one step; raises OutOfDeviceMemory, DeviceFailure."""
         ...
 
     def release(self, sequences: Iterable[Sequence]) -> None:
         """Forget what is kept for sequences that finished or were preempted (idempotent)."""
+        ...
+
+    def free_memory(self) -> None:
+        """Let go of everything that is kept only for speed, after OutOfDeviceMemory."""
         ...

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model.errors import NotReady, QueueFull
+from model.errors import EngineFailure, NotReady, QueueFull
 from model.request import FinishReason, TokenEvent
 
 if TYPE_CHECKING:
@@ -224,13 +224,13 @@ class Engine:
         assert batch.sequences, "there is work, but nothing could be scheduled"
         self._step_started = time.monotonic()
         try:
-            token_ids = self._runner.execute(batch)
+            tokens = self._runner.execute(batch).tokens()
         except Exception:
             logger.exception("a step of %d tokens failed", batch.num_tokens)
             failed = [share.sequence for share in batch.sequences]
-            return self._scheduler.fail(failed, "the engine failed on this request")
+            return self._scheduler.fail(failed, EngineFailure("the engine failed on this request"))
         else:
-            return self._scheduler.commit(batch, token_ids)
+            return self._scheduler.commit(batch, tokens)
         finally:
             self.stats.step_seconds += time.monotonic() - self._step_started
             self._step_started = None

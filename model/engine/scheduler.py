@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Sequence as Seq
 
+    from model.engine.batch import SampledToken
     from model.engine.blocks import BlockPool
+    from model.errors import ServingError
     from model.request import GenerateRequest
 
 
@@ -271,17 +273,17 @@ class Scheduler:
 
     # After the step
 
-    def commit(self, batch: ScheduledBatch, token_ids: Seq[int]) -> list[TokenEvent]:
-        """Account for an executed batch; token_ids has one id for each share that samples."""
+    def commit(self, batch: ScheduledBatch, tokens: Seq[SampledToken]) -> list[TokenEvent]:
+        """Account for an executed batch; one token for each share that samples."""
         now = self._clock()
-        ids = iter(token_ids)
+        sampled = iter(tokens)
         events: list[TokenEvent] = []
         for share in batch.sequences:
             sequence = share.sequence
             sequence.num_computed_tokens = share.end
             self._publish(sequence)
             if share.samples:
-                events.append(self._append(sequence, next(ids), now))
+                events.append(self._append(sequence, next(sampled), now))
         self.stats.steps += 1
         self.stats.images += len(batch.images)
         self._refresh_gauges()
@@ -297,7 +299,8 @@ class Scheduler:
             self.pool.publish(sequence.block_table[index], sequence.block_digests[index])
         sequence.num_published_blocks = num_full
 
-    def _append(self, sequence: Sequence, token_id: int, now: float) -> TokenEvent:
+    def _append(self, sequence: Sequence, token: SampledToken, now: float) -> TokenEvent:
+        token_id = token.token_id
         if sequence.state is State.PREFILL:
             sequence.apply(Transition.PREFILLED)
         sequence.token_ids.append(token_id)
@@ -317,6 +320,7 @@ class Scheduler:
             sequence.num_completion_tokens,
             reason,
             queue_seconds=sequence.queue_seconds,
+            logprobs=token.logprobs,
         )
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
@@ -351,7 +355,7 @@ class Scheduler:
         self.stats.num_running = len(self._running)
         self.stats.kv_used_ratio = self.pool.used_ratio
 
-    def fail(self, sequences: Iterable[Sequence], error: str) -> list[TokenEvent]:
+    def fail(self, sequences: Iterable[Sequence], error: ServingError) -> list[TokenEvent]:
         """End the sequences of a batch that could not be executed."""
         return [
             TokenEvent(

@@ -47,3 +47,8 @@ class EmbeddingCache:
         while self.num_bytes > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
             self.num_bytes -= dropped.num_bytes
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+        self.num_bytes = 0

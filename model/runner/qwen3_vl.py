@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from model.runner import attention
+from model.runner.attention import build_attention_metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
+
     from transformers import PreTrainedModel
 
+    from model.engine.batch import ScheduledSequence
     from model.runner.attention import AttentionMetadata
+    from model.runner.kernels import Metadata
     from model.runner.kv_cache import KVCache
 
 
@@ -39,12 +44,13 @@ class TextInputs:
     """One step's flat batch.
 
     token_ids: [num_tokens] int64; positions: [3, num_tokens] int64
+    attention: what the text model's own `metadata` made of the batch
     sample_rows: [num_samples] int64, rows whose logits choose a token
     """
 
     token_ids: Tensor
     positions: Tensor
-    attention: AttentionMetadata
+    attention: Metadata
     images: ImageRows | None
     sample_rows: Tensor
 
@@ -52,11 +58,17 @@ class TextInputs:
 class TextModel:
     """Embedding, decoder layers and head of a Qwen3-VL."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, block_size: int) -> None:
         self._head = model.lm_head
+        self._block_size = block_size
         self._layers = model.model.language_model
         attention.register()
         self._layers.set_attn_implementation(attention.ATTENTION_NAME)
+
+    def metadata(self, shares: Seq[ScheduledSequence]) -> AttentionMetadata:
+        """Where a step's tokens lie in the cache."""
+        weight = self._head.weight
+        return build_attention_metadata(shares, self._block_size, weight.device, weight.dtype)
 
     def logits(self, inputs: TextInputs, cache: KVCache) -> Tensor:
         """Run a step; writes the batch's KV. Returns [num_samples, vocab_size] float32."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.engine.batch import ScheduledBatch, ScheduledImage, ScheduledSequence
+from model.engine.batch import FinishedStep, ScheduledBatch, ScheduledImage, ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, ImageInput, SamplingParams
-from model.runner.attention import build_attention_metadata
 from model.runner.device import resolve_device, resolve_dtype
 from model.runner.embeddings import EmbeddingCache, embedding_key
 from model.runner.fast_text import FastTextModel
+from model.runner.kernels import TextGeometry, TorchKernels
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.loader import LoadProgress, load_model
 from model.runner.positions import PromptPositions, prompt_positions
@@ -68,7 +68,7 @@ class TorchRunner:
         self._checkpoint = checkpoint
         self._settings = settings
         self._weight_bytes = _weight_bytes(model)
-        self._text = TextModel(model) if settings.reference else FastTextModel(model)
+        self._text = _text_model(model, settings, self.device, self.dtype)
         tower = model.model.visual
         tower.patch_embed = LinearPatchEmbed(tower.patch_embed.proj)
         self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
@@ -91,19 +91,28 @@ class TorchRunner:
         """What is held now."""
         return RunnerMemory(self._weight_bytes, self.cache.num_bytes)
 
+    @property
+    def overlaps(self) -> bool:
+        """Never: a step's tokens are known when it returns."""
+        return False
+
     @torch.inference_mode()
-    def execute(self, batch: ScheduledBatch) -> Seq[int]:
-        """Run one step; one id for each share with `samples`, in the batch's order."""
+    def execute(self, batch: ScheduledBatch) -> FinishedStep:
+        """Run one step."""
         self._encode(batch.images)
         if not batch.sequences:
-            return []
+            return FinishedStep([])
         inputs = self._inputs(batch.sequences)
         logits = self._text.logits(inputs, self.cache)
         eos = self._checkpoint.eos_token_ids
-        rows = [row_of(share.sequence, eos) for share in batch.sequences if share.samples]
-        ids = sample(logits, rows)
+        rows = [row_of(share, eos) for share in batch.sequences if share.samples]
+        tokens = sample(logits, rows)
         self._drop_used(batch.sequences)
-        return ids
+        return FinishedStep(tokens)
+
+    def free_memory(self) -> None:
+        """Drop the embeddings of pictures that no running sequence needs."""
+        self.embedding_cache.clear()
 
     def release(self, sequences: Iterable[Sequence]) -> None:
         """Forget what is kept for these; unknown ones are fine."""
@@ -170,7 +179,7 @@ class TorchRunner:
         return TextInputs(
             token_ids=torch.tensor(token_ids, device=self.device),
             positions=torch.from_numpy(np.concatenate(positions, axis=1)).to(self.device),
-            attention=build_attention_metadata(shares, self.block_size, self.device, self.dtype),
+            attention=self._text.metadata(shares),
             images=self._image_rows(shares),
             sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=self.device),
         )
@@ -245,7 +254,8 @@ class TorchRunner:
             if num_tokens < 1:
                 break
             share = ScheduledSequence(sequence, start, num_tokens, samples=True)
-            sequence.token_ids += self.execute(ScheduledBatch((share,), images))
+            [token] = self.execute(ScheduledBatch((share,), images)).tokens()
+            sequence.token_ids.append(token.token_id)
             start, images = share.end, ()
         self.release([sequence])
 
@@ -279,6 +289,17 @@ def load_runner(
     dtype = resolve_dtype(settings.model.dtype, checkpoint.dtype, device)
     model = load_model(checkpoint.path, device, dtype, progress)
     return TorchRunner(model, checkpoint, settings.engine)
+
+
+def _text_model(
+    model: PreTrainedModel, settings: EngineSettings, device: torch.device, dtype: torch.dtype
+) -> TextModel | FastTextModel:
+    if settings.reference:
+        return TextModel(model, settings.block_size)
+    geometry = TextGeometry.of(model)
+    return FastTextModel(
+        model, geometry, TorchKernels(geometry, settings.block_size, device, dtype)
+    )
 
 
 def _weight_bytes(model: PreTrainedModel) -> int:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model.engine.batch import SampledToken
+
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
-    from model.engine.sequence import Sequence
+    from model.engine.batch import ScheduledSequence
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -54,10 +56,11 @@ class Row:
         return self.repetition_penalty == 1.0 and not self.banned
 
 
-def row_of(sequence: Sequence, eos_token_ids: frozenset[int]) -> Row:
-    """The parameters of a sequence's next token."""
+def row_of(share: ScheduledSequence, eos_token_ids: frozenset[int]) -> Row:
+    """The parameters of the token that a share's logits choose."""
+    sequence = share.sequence
     sampling = sequence.request.sampling
-    index = sequence.num_completion_tokens
+    index = share.completion_index
     early = index < sampling.min_tokens
     return Row(
         temperature=sampling.temperature,
@@ -72,7 +75,7 @@ def row_of(sequence: Sequence, eos_token_ids: frozenset[int]) -> Row:
     )
 
 
-def sample(logits: Tensor, rows: Seq[Row]) -> list[int]:
+def sample(logits: Tensor, rows: Seq[Row]) -> list[SampledToken]:
     """Choose a token for each row; logits: [num_rows, vocab_size] float32, changed in place."""
     assert len(logits) == len(rows), "every row of logits needs its parameters"
     if not rows:
@@ -85,8 +88,7 @@ def sample(logits: Tensor, rows: Seq[Row]) -> list[int]:
         index = torch.tensor(members, device=logits.device)
         drawn = _draw(logits.index_select(0, index), [rows[i] for i in members], width)
         chosen.index_copy_(0, index, drawn)
-    ids: list[int] = chosen.tolist()
-    return ids
+    return [SampledToken(token_id) for token_id in chosen.tolist()]
 
 
 def _by_width(logits: Tensor, rows: Seq[Row]) -> dict[int, list[int]]:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model.errors import EngineFailure, InvalidRequest
+from model.errors import InvalidRequest
 from model.request import MAX_SEED, FinishReason, GenerateRequest
 from model.serving.chat import ImagePart, Message, TextPart
 from model.serving.images import decode_image
@@ -122,12 +122,12 @@ class Generation:
         return sum(image.num_tokens for image in self.request.images)
 
     async def __aiter__(self) -> AsyncIterator[TextDelta]:
-        """Yield text as it becomes certain; leaving early cancels. Raises EngineFailure."""
+        """Yield text as it becomes certain; leaving early cancels. Raises ServingError."""
         try:
             async for event in self._stream:
                 self.queue_seconds = max(self.queue_seconds, event.queue_seconds)
-                if event.finish_reason is FinishReason.ERROR:
-                    raise EngineFailure(event.error or "the engine failed on this request")
+                if event.error is not None:
+                    raise event.error
                 text = "" if event.token_id is None else self._detokenizer.push(event.token_id)
                 reason = event.finish_reason
                 if self._detokenizer.stopped:

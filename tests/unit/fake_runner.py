@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model.engine.batch import FinishedStep, SampledToken
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -45,12 +47,16 @@ class FakeRunner:
         self.embeddings: set[tuple[str, int]] = set()
         self.batches: list[ScheduledBatch] = []
         self.fail_next = False
+        self.overlaps = False
+
+    def free_memory(self) -> None:
+        """Nothing is kept for speed."""
 
     def _slot(self, sequence: Sequence, index: int) -> int:
         block = sequence.block_table[index // self.block_size]
         return block * self.block_size + index % self.block_size
 
-    def execute(self, batch: ScheduledBatch) -> list[int]:
+    def execute(self, batch: ScheduledBatch) -> FinishedStep:
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("injected failure")
@@ -66,7 +72,12 @@ class FakeRunner:
                     assert (sequence.request_id, number) in self.embeddings, "image not encoded"
             for index in range(share.start, share.end):
                 self.slots[self._slot(sequence, index)] = sequence.token_ids[index]
-        return [self._next(share.sequence, share.end) for share in batch.sequences if share.samples]
+        chosen = [
+            SampledToken(self._next(share.sequence, share.end))
+            for share in batch.sequences
+            if share.samples
+        ]
+        return FinishedStep(chosen)
 
     def _next(self, sequence: Sequence, length: int) -> int:
         seen = [self.slots[self._slot(sequence, index)] for index in range(length)]

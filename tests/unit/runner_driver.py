@@ -93,12 +93,12 @@ class Driver:
         """One step over these, each with its next chunk or its decode token."""
         shares = tuple(self._share(sequence) for sequence in sequences)
         images = tuple(image for share in shares for image in self._images(share))
-        ids = iter(self.runner.execute(ScheduledBatch(shares, images)))
+        sampled = iter(self.runner.execute(ScheduledBatch(shares, images)).tokens())
         for share in shares:
             share.sequence.num_computed_tokens = share.end
             if share.samples:
-                share.sequence.token_ids.append(next(ids))
-        assert next(ids, None) is None
+                share.sequence.token_ids.append(next(sampled).token_id)
+        assert next(sampled, None) is None
         self.num_steps += 1
 
     def preempt(self, sequence: Sequence) -> None:

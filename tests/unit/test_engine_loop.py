@@ -19,7 +19,7 @@ from tests.unit.test_scheduler import request, scheduler
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from model.engine.batch import ScheduledBatch
+    from model.engine.batch import FinishedStep, ScheduledBatch
     from model.engine.loop import TokenStream
 
 NUM_BLOCKS = 64
@@ -35,7 +35,7 @@ class GatedRunner(FakeRunner):
         self.entered = threading.Event()
         self.step_seconds = 0.0
 
-    def execute(self, batch: ScheduledBatch) -> list[int]:
+    def execute(self, batch: ScheduledBatch) -> FinishedStep:
         self.entered.set()
         assert self.gate.wait(10)
         time.sleep(self.step_seconds)
@@ -122,7 +122,7 @@ async def test_a_failed_step_ends_its_requests_and_the_next_one_works(
     runner.fail_next = True
     [stream] = engine.submit([request("one", 3)])
     [event] = [event async for event in stream]
-    assert (event.finish_reason, event.error) == (
+    assert (event.finish_reason, str(event.error)) == (
         FinishReason.ERROR,
         "the engine failed on this request",
     )

@@ -11,7 +11,8 @@ from torch import nn
 from model.checkpoint import read_checkpoint
 from model.engine.batch import ScheduledBatch, ScheduledImage, ScheduledSequence
 from model.engine.sequence import Sequence
-from model.runner.fast_text import fuse, rms_norm, rotate
+from model.runner.fast_text import fuse
+from model.runner.kernels import Rotation, rms_norm, rotate
 from model.runner.runner import load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import Shape, make_checkpoint
@@ -112,8 +113,8 @@ def test_fused_layers_share_their_memory_with_the_originals(bias: bool) -> None:
 
 def test_rotation_keeps_lengths_and_turns_by_the_angle() -> None:
     heads = torch.randn(3, 2, 8)
-    angle = torch.full((3, 1, 4), torch.pi / 2)
-    rotated = rotate(heads, angle.cos(), angle.sin())
+    angle = torch.full((3, 4), torch.pi / 2)
+    rotated = rotate(heads, Rotation(angle.cos(), angle.sin()))
     torch.testing.assert_close(rotated, torch.cat([-heads[..., 4:], heads[..., :4]], dim=-1))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.engine.batch import ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, SamplingParams
 from model.runner import sampler
@@ -24,13 +25,17 @@ NUM_DRAWS = 20_000
 CRITICAL = {1: 15.1, 2: 18.4, 3: 21.1, 4: 23.5, 5: 25.7}
 
 
+def chosen(logits: torch.Tensor, rows: list[Row]) -> list[int]:
+    return [token.token_id for token in sample(logits, rows)]
+
+
 def draw_many(row: Row, probabilities: list[float], vary: str = "index") -> np.ndarray:
     """How often each token came, over NUM_DRAWS rows that differ in one parameter."""
     logits = torch.tensor(probabilities).log().repeat(NUM_DRAWS, 1)
     rows = [
         replace(row, seed=i) if vary == "seed" else replace(row, index=i) for i in range(NUM_DRAWS)
     ]
-    return np.bincount(sample(logits, rows), minlength=len(probabilities))
+    return np.bincount(chosen(logits, rows), minlength=len(probabilities))
 
 
 @pytest.mark.parametrize("vary", ["index", "seed"])
@@ -92,9 +97,9 @@ MIXED = [
 def test_row_draws_the_same_alone_and_in_any_batch() -> None:
     logits = torch.randn((64, 5000), generator=torch.Generator().manual_seed(0)) * 3
     rows = [replace(MIXED[i % len(MIXED)], index=i) for i in range(64)]
-    together = sample(logits.clone(), rows)
-    assert together == [sample(logits[i : i + 1].clone(), rows[i : i + 1])[0] for i in range(64)]
-    backwards = sample(logits.flip(0).contiguous(), rows[::-1])
+    together = chosen(logits.clone(), rows)
+    assert together == [chosen(logits[i : i + 1].clone(), rows[i : i + 1])[0] for i in range(64)]
+    backwards = chosen(logits.flip(0).contiguous(), rows[::-1])
     assert together == backwards[::-1]
     assert len(set(together)) > 20
 
@@ -102,21 +107,21 @@ def test_row_draws_the_same_alone_and_in_any_batch() -> None:
 def test_narrow_nucleus_equals_sorting_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn((50, 5000), generator=torch.Generator().manual_seed(1)) * 3
     rows = [replace(WARM, index=i, top_p=0.9, temperature=0.2 + i / 25) for i in range(50)]
-    narrow = sample(logits.clone(), rows)
+    narrow = chosen(logits.clone(), rows)
     monkeypatch.setattr(sampler, "NUCLEUS_WIDTH", 5000)
-    assert narrow == sample(logits.clone(), rows)
+    assert narrow == chosen(logits.clone(), rows)
 
 
 def test_seed_and_index_change_the_draw() -> None:
     logits = torch.zeros((1, 100_000))
     rows = [WARM, replace(WARM, seed=2), replace(WARM, index=1), replace(WARM, seed=(1 << 63) - 1)]
-    assert len({sample(logits.clone(), [row])[0] for row in rows}) == 4
+    assert len({chosen(logits.clone(), [row])[0] for row in rows}) == 4
 
 
 def test_greedy_rows_take_the_exact_maximum() -> None:
     logits = torch.randn((5, 300), generator=torch.Generator().manual_seed(2))
     expected = logits.argmax(-1).tolist()
-    assert sample(logits, [GREEDY] * 5) == expected
+    assert chosen(logits, [GREEDY] * 5) == expected
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45])
@@ -124,11 +129,11 @@ def test_vanishing_temperature_is_greedy(temperature: float) -> None:
     logits = torch.randn((5, 300), generator=torch.Generator().manual_seed(3)) * 50
     expected = logits.argmax(-1).tolist()
     rows = [replace(WARM, temperature=temperature, index=i, top_p=0.9) for i in range(5)]
-    assert sample(logits, rows) == expected
+    assert chosen(logits, rows) == expected
 
 
 def test_no_rows_choose_nothing() -> None:
-    assert sample(torch.zeros((0, 10)), []) == []
+    assert chosen(torch.zeros((0, 10)), []) == []
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -148,21 +153,23 @@ def test_min_tokens_ban_the_ids_that_end(
     )
     sequence = Sequence(GenerateRequest("r", (1, 2), params, seed=0))
     sequence.token_ids += [3] * num_done
-    row = row_of(sequence, frozenset({9}))
+    row = row_of(
+        ScheduledSequence(sequence, 0, len(sequence.token_ids), samples=True), frozenset({9})
+    )
     assert row.banned == banned
     logits = torch.zeros((1, 12))
     logits[0, 7:10] = 100.0
     logits[0, 4] = 50.0
-    assert sample(logits, [row])[0] in ({4} if banned else {7, 8, 9})
+    assert chosen(logits, [row])[0] in ({4} if banned else {7, 8, 9})
 
 
 def test_banned_ids_beyond_the_vocabulary_are_ignored() -> None:
-    assert sample(torch.zeros((1, 4)), [replace(GREEDY, banned=frozenset({99, 0}))]) != [0]
+    assert chosen(torch.zeros((1, 4)), [replace(GREEDY, banned=frozenset({99, 0}))]) != [0]
 
 
 def test_repetition_penalty_lowers_seen_tokens_of_either_sign() -> None:
     logits = torch.tensor([[2.0, 1.5, -1.0, -1.2], [-3.0, -3.5, -1.0, -1.2]])
     row = replace(GREEDY, repetition_penalty=1.5)
     rows = [replace(row, token_ids=(0, 0)), replace(row, token_ids=[2])]
-    assert sample(logits, rows) == [1, 3]
+    assert chosen(logits, rows) == [1, 3]
     assert logits[0, 0] == pytest.approx(2 / 1.5)

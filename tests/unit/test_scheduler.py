@@ -65,7 +65,7 @@ def scheduler(num_blocks: int = 64, block_size: int = 4, **limits: int) -> Sched
 def step(engine: Scheduler, runner: FakeRunner) -> list[TokenEvent]:
     batch = engine.schedule()
     runner.release(engine.take_released())
-    events = engine.commit(batch, runner.execute(batch))
+    events = engine.commit(batch, runner.execute(batch).tokens())
     runner.release(engine.take_released())
     return events
 
