@@ -10,6 +10,7 @@ import io
 import re
 import struct
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from PIL.GifImagePlugin import GifImageFile
@@ -20,6 +21,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from model.errors import InvalidImage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL import Image
     from PIL.ImageFile import ImageFile
 
@@ -55,8 +58,23 @@ JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def open_image(encoded: bytes, limits: ImageSettings) -> Image.Image:
-    """The first frame, decoded; the header is judged before its pixels exist."""
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """A decoded picture; width, height: what its header says, `image` may be smaller."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+def open_image(
+    encoded: bytes, limits: ImageSettings, needed: Callable[[int, int], tuple[int, int]]
+) -> OpenedImage:
+    """The first frame, decoded; the header is judged before its pixels exist.
+
+    needed: (width, height) of the file → the size below which it must not be decoded; a JPEG can
+    leave out the finest detail of its blocks, which costs a fraction
+    """
     if len(encoded) > limits.max_bytes:
         raise InvalidImage(
             f"image has {len(encoded)} bytes encoded; the limit is {limits.max_bytes}"
@@ -71,15 +89,18 @@ def open_image(encoded: bytes, limits: ImageSettings) -> Image.Image:
         image = READERS[kind](io.BytesIO(encoded))
     except Exception as e:
         raise InvalidImage(f"image is a {kind} whose header is corrupt or cut short") from e
-    _check_size(*image.size, limits)
+    width, height = image.size
+    _check_size(width, height, limits)
+    if kind == "JPEG":
+        image.draft(None, needed(width, height))
     try:
         image.load()
     except Exception as e:
         raise InvalidImage(
-            f"image is a {kind} of {image.width} x {image.height} pixels "
+            f"image is a {kind} of {width} x {height} pixels "
             "that cannot be decoded: it is corrupt or cut short"
         ) from e
-    return image
+    return OpenedImage(image, width, height)
 
 
 def _check_size(width: int, height: int, limits: ImageSettings) -> None:

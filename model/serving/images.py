@@ -44,6 +44,10 @@ UPRIGHT: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS: Final = frozenset(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+# How many times finer than needed a JPEG is decoded at least: the resize then sees what it would
+# see of the whole picture.
+DRAFT_MARGIN: Final = 2
 DATA_URL: Final = re.compile(r"data:([^,]*),", re.IGNORECASE)
 WHITE_SPACE: Final = re.compile(r"[ \t\r\n]+")
 NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/=]")
@@ -200,9 +204,20 @@ def decode_image(
     if source is not ImageSource.ENCODED:
         value = decode_base64(value, limits.max_bytes)
     assert isinstance(value, bytes)
-    image = _upright(_rgb(open_image(value, limits)))
     factor = checkpoint.patch_size * checkpoint.merge_size
-    height, width = smart_resize(image.height, image.width, factor, low, high)
+
+    def needed(source_width: int, source_height: int) -> tuple[int, int]:
+        rows, columns = smart_resize(source_height, source_width, factor, low, high)
+        return DRAFT_MARGIN * columns, DRAFT_MARGIN * rows
+
+    opened = open_image(value, limits, needed)
+    turn = _turn(opened.image)
+    image = _rgb(opened.image)
+    image = image if turn is None else image.transpose(turn)
+    source_width, source_height = opened.width, opened.height
+    if turn in SIDEWAYS:
+        source_width, source_height = source_height, source_width
+    height, width = smart_resize(source_height, source_width, factor, low, high)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.array(resized, dtype=np.uint8, order="C")
     return DecodedImage(
@@ -210,9 +225,9 @@ def decode_image(
         grid_height=height // checkpoint.patch_size,
         grid_width=width // checkpoint.patch_size,
         num_tokens=height * width // factor**2,
-        digest=_digest(pixels),
-        source_width=image.width,
-        source_height=image.height,
+        digest=_digest(value, height, width),
+        source_width=source_width,
+        source_height=source_height,
     )
 
 
@@ -233,7 +248,7 @@ def _area(checkpoint: Checkpoint, limits: ImageSettings, bounds: PixelBounds) ->
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode that the four formats decode to, as RGB on white; EXIF travels along."""
+    """Any mode that the four formats decode to, as RGB on white."""
     if image.mode.startswith("I"):
         image = _eight_bit(image)
     if not image.has_transparency_data:
@@ -241,7 +256,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(rgba, mask=rgba)  # the same pixels as alpha_composite, in half the memory
-    white.info = image.info
     return white
 
 
@@ -257,21 +271,16 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return narrow
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation wants it seen; no or broken EXIF leaves it as it is."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture look as its EXIF orientation wants it; None for no or broken EXIF."""
     try:
         orientation = image.getexif().get(ExifTag.Orientation)
     except Exception:  # a picture with corrupt metadata is still a picture
-        return image
+        return None
     # Not ImageOps.exif_transpose: it writes the EXIF anew, which can fail where reading did not.
-    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
-def _digest(pixels: NDArray[np.uint8]) -> bytes:
-    """BLAKE2b over length-prefixed size and pixels: equal bytes of another shape differ."""
-    size = struct.pack("<QQ", *pixels.shape[:2])
-    digest = hashlib.blake2b(struct.pack("<Q", len(size)) + size, digest_size=32)
-    digest.update(struct.pack("<Q", pixels.nbytes))
-    digest.update(pixels.data)
-    return digest.digest()
+def _digest(encoded: bytes, height: int, width: int) -> bytes:
+    """BLAKE2b over a file and the size it was resized to, which together decide every pixel."""
+    return hashlib.blake2b(struct.pack("<QQ", height, width) + encoded, digest_size=32).digest()

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base as ExifTag
 
 from model.checkpoint import Checkpoint, read_checkpoint
 from model.errors import InvalidImage, InvalidRequest
@@ -555,13 +556,40 @@ def test_the_settings_override_the_checkpoint() -> None:
         decode(JPEG, PixelBounds(max_pixels=20_000), max_pixels=16_384)
 
 
-def test_the_digest_tells_size_and_pixels_apart() -> None:
-    wide, tall = (decode(saved(Image.new("RGB", size, "red"))) for size in ((128, 64), (64, 128)))
+def test_the_digest_tells_files_and_sizes_apart() -> None:
+    wide, tall = (decode(saved(Image.new("RGB", size, "red"))) for size in ((100, 30), (30, 100)))
     assert wide.pixels.tobytes() == tall.pixels.tobytes()
-    other = decode(saved(Image.new("RGB", (128, 64), "blue")))
-    assert len({wide.digest, tall.digest, other.digest}) == 3
-    # The same picture in another file is the same picture.
-    assert decode(saved(Image.new("RGB", (128, 64), "red"), compress_level=1)).digest == wide.digest
+    other = decode(saved(Image.new("RGB", (100, 30), "blue")))
+    again = decode(saved(Image.new("RGB", (100, 30), "red")))
+    large = saved(picture(300, 200))
+    smaller = decode(large, PixelBounds(max_pixels=96 * 96))
+    digests = {wide.digest, tall.digest, other.digest, smaller.digest, decode(large).digest}
+    assert len(digests) == 5
+    assert again.digest == wide.digest
+
+
+def test_palettes_that_share_their_indices_are_other_pictures() -> None:
+    indices = Image.new("P", (64, 64), 1)
+    pictures = []
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        indices.putpalette([0, 0, 0, *colour])
+        pictures.append(decode(saved(indices)))
+    assert pictures[0].pixels[0, 0].tolist() == [255, 0, 0]
+    assert pictures[1].pixels[0, 0].tolist() == [0, 0, 255]
+    assert pictures[0].digest != pictures[1].digest
+
+
+@pytest.mark.parametrize("orientation", [1, 6], ids=["upright", "sideways"])
+def test_a_large_jpeg_is_decoded_coarsely_and_looks_the_same(orientation: int) -> None:
+    source = picture(1500, 1100)
+    exif = Image.Exif()
+    exif[ExifTag.Orientation] = orientation
+    large = decode(saved(source, "JPEG", quality=90, exif=exif))
+    upright = source if orientation == 1 else source.transpose(Image.Transpose.ROTATE_270)
+    assert (large.source_width, large.source_height) == upright.size
+    exact = decode(saved(upright)).pixels.astype(int)
+    assert exact.shape == large.pixels.shape
+    assert np.abs(large.pixels - exact).mean() < 1.0
 
 
 def test_placed_carries_everything_over() -> None:
