@@ -111,14 +111,31 @@ class NotReady(ServingError):
 
 
 class QueueFull(ServingError):
-    """More requests wait than the queue may hold."""
+    """More requests, or more image tokens, would wait than the queue may hold."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     grpc_status = GrpcStatus.RESOURCE_EXHAUSTED
     retry_after_seconds = 1
 
-    def __init__(self, num_queued: int, limit: int) -> None:
-        super().__init__(f"{num_queued} requests are queued; the limit is {limit}; try again later")
+    def __init__(
+        self, num_queued: int, limit: int, what: str = "requests", num_new: int = 1
+    ) -> None:
+        more = f", {num_new} more came" if num_new > 1 else ""
+        super().__init__(
+            f"{num_queued} {what} are queued{more}; the limit is {limit}; try again later"
+        )
+
+
+class QueueTimeout(ServingError):
+    """A request that waited too long for its first step."""
+
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    grpc_status = GrpcStatus.DEADLINE_EXCEEDED
+
+    def __init__(self, waited_seconds: float, limit_seconds: float) -> None:
+        super().__init__(
+            f"request waited {waited_seconds:.3g} s in the queue; the limit is {limit_seconds:g} s"
+        )
 
 
 class EngineFailure(ServingError):

@@ -21,6 +21,30 @@ if TYPE_CHECKING:
 
 MAX_TOKENS_LIMIT = 1 << 20
 MAX_SEED = (1 << 63) - 1
+MAX_PENALTY = 2.0
+MAX_BIAS = 100.0
+MAX_BIASED_TOKENS = 1024
+MAX_STOP_TOKENS = 1024
+MAX_LOGPROBS = 20
+
+
+class GrammarLimits(NamedTuple):
+    """What llguidance may spend on one grammar, by its own names (LLParserLimits).
+
+    Judged twice: where a grammar is taken from the client, and where sequences follow it.
+    """
+
+    max_items_in_row: int = 10_000
+    initial_lexer_fuel: int = 1_000_000
+    step_lexer_fuel: int = 100_000
+    step_max_items: int = 50_000
+    max_lexer_states: int = 20_000
+    max_grammar_size: int = 200_000
+    # A grammar is the client's: it is not told to the log.
+    verbose_errors: bool = False
+
+
+GRAMMAR_LIMITS = GrammarLimits()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +56,7 @@ class ImageInput:
     grid_height, grid_width: sides in patches (before the merge)
     offset: index of its first placeholder among the prompt's tokens
     num_tokens: placeholders, grid_height * grid_width / merge_size ** 2
-    digest: BLAKE2b over size and pixels, what caches know the picture by
+    digest: of the file and the size it was resized to, what caches know the picture by
     source_width, source_height: pixels as sent, after EXIF orientation
     """
 
@@ -57,6 +81,10 @@ class SamplingParams:
 
     temperature: 0 is greedy; top_k: 0 considers all; seed: None draws one for the request
     stop: strings that end the text and are not part of it; stop_token_ids: ids that end it
+    presence_penalty, frequency_penalty: taken from the logit of what the completion already holds,
+    once and for each time, as OpenAI defines them; repetition_penalty: over the prompt as well
+    logit_bias: (token id, what is added to its logit)
+    logprobs: how many of the most probable tokens are told with each token; None: no logprobs
 
     Raises InvalidRequest with the name, the value and the limit.
     """
@@ -68,19 +96,32 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_token_ids()
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop holds an empty string; it must hold at least one character")
+
+    def _check_ranges(self) -> None:
         for name, value, low, high in (
             ("max_tokens", self.max_tokens, 1, MAX_TOKENS_LIMIT),
             ("min_tokens", self.min_tokens, 0, self.max_tokens),
             ("temperature", self.temperature, 0.0, 10.0),
             ("top_k", self.top_k, 0, MAX_TOKENS_LIMIT),
             ("min_p", self.min_p, 0.0, 1.0),
+            ("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
+            ("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
             ("seed", self.seed or 0, 0, MAX_SEED),
+            ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
         ):
             if not low <= value <= high:  # also false for NaN
                 raise InvalidRequest(f"{name} is {value}; it must be from {low} to {high}")
@@ -90,8 +131,45 @@ class SamplingParams:
         ):
             if not (0.0 < value <= high and math.isfinite(value)):
                 raise InvalidRequest(f"{name} is {value}; it must be above 0 and at most {high}")
-        if any(not text for text in self.stop):
-            raise InvalidRequest("stop holds an empty string; it must hold at least one character")
+
+    def _check_token_ids(self) -> None:
+        for name, ids, most in (
+            ("logit_bias", [token_id for token_id, _ in self.logit_bias], MAX_BIASED_TOKENS),
+            ("stop_token_ids", list(self.stop_token_ids), MAX_STOP_TOKENS),
+        ):
+            if len(ids) > most:
+                raise InvalidRequest(f"{name} has {len(ids)} token ids; the limit is {most}")
+            if len(set(ids)) < len(ids):
+                raise InvalidRequest(f"{name} has a token id twice")
+            if ids and min(ids) < 0:
+                raise InvalidRequest(f"{name} has token id {min(ids)}; ids begin at 0")
+        for token_id, bias in self.logit_bias:
+            if not -MAX_BIAS <= bias <= MAX_BIAS:  # also for NaN
+                raise InvalidRequest(
+                    f"logit_bias of token id {token_id} is {bias}; "
+                    f"it must be from {-MAX_BIAS} to {MAX_BIAS}"
+                )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise InvalidRequest for a token id that the model does not have."""
+        for name, ids in (
+            ("logit_bias", (token_id for token_id, _ in self.logit_bias)),
+            ("stop_token_ids", iter(self.stop_token_ids)),
+        ):
+            largest = max(ids, default=0)
+            if largest >= vocab_size:
+                raise InvalidRequest(
+                    f"{name} has token id {largest}; this model's vocabulary has {vocab_size} ids"
+                )
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the next token's logits depend on which tokens came before, by a penalty."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
     @property
     def greedy(self) -> bool:
@@ -109,7 +187,7 @@ class GenerateRequest:
     seed: drawn when the client gave none, so that a preempted sequence repeats itself
     eos_token_ids: the model's end-of-text ids
     cache_salt: requests share cached work only with those of the same salt
-    priority: lower goes first; requests of one priority go in the order they came
+    priority: lower goes first, 0 is the middle; requests of one priority go in the order they came
     max_queue_seconds: waiting longer than this for the first step ends the request; None: never
     grammar: what the text must match, as llguidance takes it; None: anything
     """
@@ -124,6 +202,11 @@ class GenerateRequest:
     priority: int = 0
     max_queue_seconds: float | None = None
     grammar: str | None = None
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a token can be chosen only once all before it are known to the host."""
+        return self.grammar is not None or self.sampling.needs_history
 
     @property
     def end_token_ids(self) -> frozenset[int]:

@@ -35,6 +35,19 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Quantization(StrEnum):
+    """Bits of the decoder layers' weights."""
+
+    NONE = "none"
+    BITSANDBYTES_8BIT = "bitsandbytes-8bit"
+    BITSANDBYTES_4BIT = "bitsandbytes-4bit"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Quantization | None:
+        # vLLM's name, which KServe's server hands on to it; it means 4 bits there too.
+        return cls.BITSANDBYTES_4BIT if value == "bitsandbytes" else None
+
+
 class Section(BaseModel):
     """A group of settings; closed and immutable."""
 
@@ -56,22 +69,30 @@ class ModelSettings(Section):
         ("qwen3-vl",), min_length=1, description="names clients may use; the first is the one shown"
     )
     device: str = Field(
-        "auto", description="torch device: cpu, cuda, cuda:1 …; auto takes CUDA where there is one"
+        "auto",
+        description="torch device: cpu, cuda, cuda:1 …; several with commas share the layers; "
+        "auto takes CUDA where there is one, and more than one only for a model too large for it",
     )
     dtype: Dtype = Field(
         Dtype.AUTO,
         description="auto: the checkpoint's on CUDA; on CPU bfloat16 where the processor has "
         "instructions for it, else float32",
     )
+    quantization: Quantization = Field(
+        Quantization.NONE,
+        description="bitsandbytes-8bit or bitsandbytes-4bit (bitsandbytes is the same): decoder "
+        "layers take a half or a quarter of the memory, and longer",
+    )
 
 
 class EngineSettings(Section):
     """The continuous-batching engine."""
 
-    max_batched_tokens: int = Field(
-        2048,
+    max_batched_tokens: int | None = Field(
+        None,
         ge=16,
-        description="tokens a step computes at most: prefill speed against the ITL of others",
+        description="tokens a step computes at most: prefill speed against the ITL of others; "
+        "default: 2048 on CUDA, 512 on CPU, where larger products are no faster",
     )
     max_encoder_tokens: int = Field(
         4096,
@@ -81,6 +102,18 @@ class EngineSettings(Section):
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
     max_queued_requests: int = Field(
         512, ge=1, description="sequences that may wait; more are answered with 429"
+    )
+    max_queued_image_tokens: int = Field(
+        262_144,
+        ge=1,
+        description="image tokens that may wait: queued pictures are memory, about 3 KB a token; "
+        "more are answered with 429, but never those that come when none wait",
+    )
+    max_queue_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="how long a request that names no limit may wait for its first step before it "
+        "is answered with 504; default: as long as it takes",
     )
     max_model_len: int | None = Field(
         None,

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from model.request import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """One sequence's share of a step: tokens [start, start + num_tokens) get their KV written.
 
     sequence.block_table already covers them. samples: the share reaches the sequence's last token,
-    so its logits choose the next one.
+    so its logits choose the next one. A named tuple: one is made for every token.
     """
 
     sequence: Sequence
@@ -61,12 +60,24 @@ class ScheduledBatch:
         """Rows of the flat batch."""
         return sum(share.num_tokens for share in self.sequences)
 
+    def part(self, shares: Seq[ScheduledSequence]) -> ScheduledBatch:
+        """The batch of these shares alone, with their images."""
+        kept = {share.sequence for share in shares}
+        images = tuple(image for image in self.images if image.sequence in kept)
+        return ScheduledBatch(tuple(shares), images)
+
+    def halves(self) -> tuple[ScheduledBatch, ScheduledBatch]:
+        """Both halves of at least two shares; an image goes with its sequence."""
+        middle = len(self.sequences) // 2
+        return self.part(self.sequences[:middle]), self.part(self.sequences[middle:])
+
 
 class SampledToken(NamedTuple):
-    """A token that a step chose."""
+    """A token that a step chose; with a fault it is none, and its request cannot go on."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
+    fault: str | None = None
 
 
 class OutOfDeviceMemory(Exception):
@@ -99,6 +110,17 @@ class FinishedStep:
         return self.sampled
 
 
+@dataclass(frozen=True, slots=True)
+class FailedStep:
+    """A step that could not be launched; told when it is its turn, after the step before it."""
+
+    error: Exception
+
+    def tokens(self) -> Seq[SampledToken]:
+        """Raise why."""
+        raise self.error
+
+
 class Runner(Protocol):
     """Turns batches into next tokens. Called from the engine thread only."""
 
@@ -113,19 +135,33 @@ class Runner(Protocol):
         ...
 
     @property
+    def max_batched_tokens(self) -> int:
+        """Tokens that a step computes at most."""
+        ...
+
+    @property
     def overlaps(self) -> bool:
         """Whether a step may be launched before the tokens of the one before it are known.
 
-        Its shares then reach one token past `sequence.token_ids`: the runner holds that token.
+        Its shares then reach one token past `sequence.token_ids`: the runner holds that token. A
+        token that `token_ids` has is always taken from there: after a failure shares come again.
         """
         ...
 
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
-        """Launch one step; raises OutOfDeviceMemory, DeviceFailure."""
+        """Launch one step; raises OutOfDeviceMemory, DeviceFailure.
+
+        What it needs of `sequence.block_table` and `token_ids` is read now: both change later.
+        Steps take effect in the order of their launch: a block that one step writes may be another
+        sequence's in the next. After a failure the same shares and images come again, in parts.
+        """
         ...
 
     def release(self, sequences: Iterable[Sequence]) -> None:
-        """Forget what is kept for sequences that finished or were preempted (idempotent)."""
+        """Forget what is kept for sequences that finished or were preempted (idempotent).
+
+        No launched step that is still to be read holds any of them.
+        """
         ...
 
     def free_memory(self) -> None:

@@ -69,6 +69,13 @@ class BlockPool:
             self._digests[block] = digest
             self._known[digest] = block
 
+    def num_known_of(self, digests: Sequence[bytes]) -> int:
+        """Length of the longest known beginning of `digests`."""
+        return next(
+            (index for index, digest in enumerate(digests) if digest not in self._known),
+            len(digests),
+        )
+
     def acquire(self, digests: Sequence[bytes]) -> list[int]:
         """Take a reference to the blocks of the longest known beginning of `digests`."""
         found: list[int] = []

@@ -1,8 +1,8 @@
 """The engine's one thread, and the only place where it meets asyncio.
 
 The thread owns scheduler and runner: everybody else sends it commands and reads streams. A step's
-tokens reach the
-event loop in one `call_soon_threadsafe`, however many sequences it served.
+tokens reach the event loop in one `call_soon_threadsafe`, however many sequences it served. Where
+the runner overlaps, a step is launched before the tokens of the one before it are read.
 """
 
 from __future__ import annotations
@@ -12,25 +12,32 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from model.engine.steps import Steps
 from model.errors import EngineFailure, NotReady, QueueFull
 from model.request import FinishReason, TokenEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
     from model.engine.batch import Runner
     from model.engine.scheduler import Scheduler
     from model.engine.stats import EngineStats
+    from model.errors import ServingError
     from model.request import GenerateRequest
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Submit:
     requests: tuple[GenerateRequest, ...]
+    num_image_tokens: int
+    arrival_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,10 @@ class Engine:
     """Submit, abort, stop, from the event loop; steps on a thread of its own.
 
     max_queued_requests: sequences that may wait for their first step
+    max_queued_image_tokens: image tokens that may wait with them: pictures are memory; None: any
     stall_seconds: a step longer than this counts as a hang
+    on_fatal: called on the engine's thread when the device, or the engine itself, can do no more;
+    by then the end of every stream is on its way to the event loop
     """
 
     def __init__(
@@ -82,18 +92,23 @@ class Engine:
         *,
         max_queued_requests: int,
         stall_seconds: float,
+        max_queued_image_tokens: int | None = None,
+        on_fatal: Callable[[], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
-        self._runner = runner
+        self._steps = Steps(scheduler, runner)
         self._max_queued_requests = max_queued_requests
+        self._max_queued_image_tokens = max_queued_image_tokens
         self._stall_seconds = stall_seconds
+        self._on_fatal = on_fatal
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, TokenStream] = {}
         self._condition = threading.Condition()
         self._inbox: list[_Submit | _Abort] = []
         self._num_inbox_requests = 0
+        self._num_inbox_image_tokens = 0
         self._stopping = False
-        self._step_started: float | None = None
+        self._failed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -112,9 +127,16 @@ class Engine:
         return self._num_inbox_requests + self._scheduler.num_waiting
 
     @property
+    def num_queued_image_tokens(self) -> int:
+        """Image tokens of those."""
+        return self._num_inbox_image_tokens + self.stats.queued_image_tokens
+
+    @property
     def stalled(self) -> bool:
-        """Whether there is work but no progress: a hanging step, or a dead thread."""
-        started = self._step_started
+        """Whether there is work but no progress: a hanging step, a failed device, a dead thread."""
+        if self._failed:
+            return True
+        started = self._steps.started_seconds
         if started is not None and time.monotonic() - started > self._stall_seconds:
             return True
         return self._loop is not None and not self._stopping and not self._thread.is_alive()
@@ -124,22 +146,31 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def check_capacity(self, num_requests: int) -> None:
-        """Raise QueueFull unless that many more requests may wait."""
-        num_queued = self.num_queued
-        if num_queued + num_requests > self._max_queued_requests:
-            raise QueueFull(num_queued, self._max_queued_requests)
+    def check_capacity(self, num_requests: int, num_image_tokens: int = 0) -> None:
+        """Raise QueueFull unless that many more requests and image tokens may wait.
+
+        Image tokens beyond the limit are let in when none wait: they would never be otherwise.
+        """
+        num_queued, limit = self.num_queued, self._max_queued_requests
+        if num_queued + num_requests > limit:
+            raise QueueFull(num_queued, limit, "requests", num_requests)
+        num_queued, most = self.num_queued_image_tokens, self._max_queued_image_tokens
+        if most is None or num_queued == 0 or num_image_tokens == 0:
+            return
+        if num_queued + num_image_tokens > most:
+            raise QueueFull(num_queued, most, "image tokens", num_image_tokens)
 
     def submit(self, requests: Seq[GenerateRequest]) -> list[TokenStream]:
         """Queue requests, all or none. Raises PromptTooLong, QueueFull, NotReady."""
-        if self._loop is None or self._stopping:
+        if self._loop is None or self._stopping or self._failed:
             raise NotReady("the engine is not running")
         for request in requests:
             self._scheduler.check(request)
-        self.check_capacity(len(requests))
+        num_image_tokens = sum(image.num_tokens for one in requests for image in one.images)
+        self.check_capacity(len(requests), num_image_tokens)
         streams = [TokenStream(self, request.request_id) for request in requests]
         self._streams.update((stream.request_id, stream) for stream in streams)
-        self._send(_Submit(tuple(requests)))
+        self._send(_Submit(tuple(requests), num_image_tokens, self._scheduler.clock()))
         return streams
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -165,6 +196,7 @@ class Engine:
             self._inbox.append(command)
             if isinstance(command, _Submit):
                 self._num_inbox_requests += len(command.requests)
+                self._num_inbox_image_tokens += command.num_image_tokens
             self._condition.notify()
 
     def _dispatch(self, events: list[TokenEvent]) -> None:
@@ -177,75 +209,75 @@ class Engine:
                 del self._streams[event.request_id]
             stream._deliver(event)
 
+    def _end_all(self, error: ServingError) -> None:
+        """On the event loop: tell every reader that nothing more will come."""
+        for request_id in list(self._streams):
+            num_tokens = self._scheduler.num_completion_tokens(request_id)
+            self._dispatch([TokenEvent(request_id, None, num_tokens, FinishReason.ERROR, error)])
+
     # The engine thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            self._die(error)
+
+    def _serve(self) -> None:
         while (commands := self._next_commands()) is not None:
             events = [event for command in commands for event in self._apply(command)]
-            if self._scheduler.has_work:
-                events += self._step()
+            if self._steps.has_work:
+                events += self._steps.step()
             self._deliver(events)
-        leftover = self._scheduler.request_ids()
-        self._deliver(
-            [event for name in leftover for event in self._cancelled(name, FinishReason.CANCELLED)]
-        )
+        events = self._steps.finish()
+        for name in self._scheduler.request_ids():
+            events += self._steps.abort(name, FinishReason.CANCELLED)
+        self._deliver(events)
+
+    def _die(self, error: Exception) -> None:
+        """End every stream with an error; nothing can be computed any more."""
+        logger.critical("the engine can do no more: %s", error, exc_info=error)
+        self._failed = True
+        failure = EngineFailure("the engine failed and can do no more; the server must restart")
+        self._call_soon(self._end_all, failure)
+        if self._on_fatal is not None:
+            self._on_fatal()
 
     def _next_commands(self) -> list[_Submit | _Abort] | None:
         """Wait for work; None when the engine stops."""
         with self._condition:
-            while not (self._inbox or self._scheduler.has_work or self._stopping):
+            while not (self._inbox or self._steps.has_work or self._stopping):
                 self._condition.wait()
             if self._stopping:
                 return None
             commands, self._inbox = self._inbox, []
-            self._num_inbox_requests = 0
             return commands
 
     def _apply(self, command: _Submit | _Abort) -> list[TokenEvent]:
         match command:
-            case _Submit(requests):
-                for request in requests:
-                    self._scheduler.add(request)
+            case _Submit():
+                self._add(command)
                 return []
             case _Abort(request_id, reason):
-                return self._cancelled(request_id, reason)
+                return self._steps.abort(request_id, reason)
 
-    def _cancelled(self, request_id: str, reason: FinishReason) -> list[TokenEvent]:
-        num_tokens = self._scheduler.num_completion_tokens(request_id)
-        if not self._scheduler.abort(request_id, reason):
-            return []
-        self._release()
-        return [TokenEvent(request_id, None, num_tokens, reason)]
-
-    def _step(self) -> list[TokenEvent]:
-        batch = self._scheduler.schedule()
-        # A preempted sequence must be forgotten before its blocks are written by another.
-        self._release()
-        assert batch.sequences, "there is work, but nothing could be scheduled"
-        self._step_started = time.monotonic()
-        try:
-            tokens = self._runner.execute(batch).tokens()
-        except Exception:
-            logger.exception("a step of %d tokens failed", batch.num_tokens)
-            failed = [share.sequence for share in batch.sequences]
-            return self._scheduler.fail(failed, EngineFailure("the engine failed on this request"))
-        else:
-            return self._scheduler.commit(batch, tokens)
-        finally:
-            self.stats.step_seconds += time.monotonic() - self._step_started
-            self._step_started = None
-            self._release()
-
-    def _release(self) -> None:
-        released = self._scheduler.take_released()
-        if released:
-            self._runner.release(released)
+    def _add(self, command: _Submit) -> None:
+        for request in command.requests:
+            self._scheduler.add(request, command.arrival_seconds)
+        # Only now: counted twice for a moment rather than not at all.
+        with self._condition:
+            self._num_inbox_requests -= len(command.requests)
+            self._num_inbox_image_tokens -= command.num_image_tokens
 
     def _deliver(self, events: list[TokenEvent]) -> None:
-        if not events or self._loop is None:
-            return
+        if events:
+            self._call_soon(self._dispatch, events)
+
+    def _call_soon(self, function: Callable[[T], None], argument: T) -> None:
+        """Call a function on the event loop, soon."""
+        assert self._loop is not None, "the thread starts with the loop"
         try:
-            self._loop.call_soon_threadsafe(self._dispatch, events)
+            self._loop.call_soon_threadsafe(function, argument)
         except RuntimeError:
             # The loop closed under us: nobody is left to read.
-            logger.debug("%d events had no reader", len(events))
+            logger.debug("%s had no reader", function.__name__)

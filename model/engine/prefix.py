@@ -27,12 +27,10 @@ def extend_digests(sequence: Sequence, block_size: int) -> None:
         parent = digests[-1] if digests else request.cache_salt
         tokens = array("q", sequence.token_ids[start : start + block_size]).tobytes()
         pictures = _pictures(request, start, start + block_size)
-        state = blake2b(digest_size=DIGEST_BYTES)
         # Lengths first: no two lists of parts give the same bytes.
-        for part in (parent, tokens, pictures):
-            state.update(struct.pack("<Q", len(part)))
-            state.update(part)
-        digests.append(state.digest())
+        lengths = struct.pack("<QQQ", len(parent), len(tokens), len(pictures))
+        content = b"".join((lengths, parent, tokens, pictures))
+        digests.append(blake2b(content, digest_size=DIGEST_BYTES).digest())
 
 
 def _pictures(request: GenerateRequest, start: int, end: int) -> bytes:
@@ -40,6 +38,8 @@ def _pictures(request: GenerateRequest, start: int, end: int) -> bytes:
 
     All placeholders are one token id: without this, two pictures of one size would share KV.
     """
+    if not request.images:
+        return b""
     return b"".join(
         struct.pack("<qQ", image.offset - start, len(image.digest)) + image.digest
         for image in request.images

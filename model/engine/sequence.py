@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -49,19 +50,26 @@ class Sequence:
     """A request's progress.
 
     token_ids: prompt, then what was generated; end_token_ids: those that end it
-    num_computed_tokens: how many of them have their KV in the cache
+    max_num_tokens: length of token_ids that ends it
+    num_computed_tokens: how many of them have their KV in the cache, or in a launched step
+    num_pending_tokens: tokens that launched steps choose and that are not known yet
+    num_launched_steps: launched steps that hold a share of it and have not been read
     num_encoded_images: how many images have embeddings held by the runner
     block_table: ids of KV blocks, in token order
     block_digests: of its full blocks, see prefix.py; num_published_blocks: how many others can find
     arrival_seconds, last_token_seconds: on the scheduler's clock; queue_seconds: arrival to
     admission
+    priority, needs_history: the request's; num_image_tokens: of all its images
     """
 
     request: GenerateRequest
     token_ids: list[int] = field(init=False)
     end_token_ids: frozenset[int] = field(init=False)
     state: State = State.WAITING
+    max_num_tokens: int = sys.maxsize
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_launched_steps: int = 0
     num_encoded_images: int = 0
     block_table: list[int] = field(default_factory=list)
     block_digests: list[bytes] = field(default_factory=list)
@@ -71,10 +79,16 @@ class Sequence:
     arrival_seconds: float = field(default_factory=time.monotonic)
     queue_seconds: float = 0.0
     last_token_seconds: float | None = None
+    priority: int = field(init=False)
+    needs_history: bool = field(init=False)
+    num_image_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
         self.end_token_ids = self.request.end_token_ids
+        self.priority = self.request.priority
+        self.needs_history = self.request.needs_history
+        self.num_image_tokens = sum(image.num_tokens for image in self.request.images)
 
     def apply(self, transition: Transition) -> None:
         """Move to the state the table names; raises IllegalTransition."""
@@ -102,5 +116,10 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Known tokens whose KV is still to be computed; 1 in steady decode."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Known and pending tokens whose KV is still to be computed; 1 in steady decode."""
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it holds blocks."""
+        return self.state is State.DECODE or self.state is State.PREFILL

@@ -24,10 +24,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count one value, `count` times."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
 
     @property
     def count(self) -> int:
@@ -48,12 +48,16 @@ class Histogram:
 class EngineStats:
     """Gauges of now, totals since start.
 
+    queued_image_tokens: image tokens of waiting sequences
     prefix_query_tokens: known tokens of admitted sequences; prefix_hit_tokens: those found computed
     kv_used_ratio: 0 to 1; finished: sequences by finish reason; all histograms in seconds
+    discarded_tokens: chosen for sequences that had ended or been preempted, never told or billed
+    expired: sequences that waited too long; num_oom: steps that did not fit the device's memory
     """
 
     num_waiting: int = 0
     num_running: int = 0
+    queued_image_tokens: int = 0
     kv_used_ratio: float = 0.0
     num_blocks: int = 0
     block_size: int = 0
@@ -62,6 +66,9 @@ class EngineStats:
     completion_tokens: int = 0
     images: int = 0
     preemptions: int = 0
+    discarded_tokens: int = 0
+    expired: int = 0
+    num_oom: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)

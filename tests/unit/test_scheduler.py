@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from model.engine.batch import SampledToken
 from model.engine.blocks import BlockPool
 from model.engine.scheduler import Scheduler, SchedulerLimits
 from model.engine.sequence import TRANSITIONS, IllegalTransition, Sequence, State, Transition
-from model.errors import PromptTooLong
+from model.errors import PromptTooLong, QueueTimeout
 from model.request import FinishReason, GenerateRequest, ImageInput, SamplingParams, TokenEvent
 from tests.unit.fake_runner import FakeRunner, reference
+
+if TYPE_CHECKING:
+    from model.engine.batch import ScheduledBatch
 
 
 def request(
@@ -52,14 +57,30 @@ def request(
     )
 
 
-def scheduler(num_blocks: int = 64, block_size: int = 4, **limits: int) -> Scheduler:
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def scheduler(
+    num_blocks: int = 64, block_size: int = 4, clock: Clock | None = None, **limits: Any
+) -> Scheduler:
     defaults = {
         "max_batched_tokens": 32,
         "max_encoder_tokens": 16,
         "max_sequences": 8,
         "max_model_len": 128,
     }
-    return Scheduler(SchedulerLimits(**(defaults | limits)), BlockPool(num_blocks, block_size))
+    return Scheduler(
+        SchedulerLimits(**(defaults | limits)),
+        BlockPool(num_blocks, block_size),
+        clock=clock or time.monotonic,
+    )
 
 
 def step(engine: Scheduler, runner: FakeRunner) -> list[TokenEvent]:
@@ -122,6 +143,136 @@ def test_the_newest_is_preempted_and_says_the_same_afterwards() -> None:
     assert engine.pool.num_free == 10
 
 
+def names_of(batch: ScheduledBatch) -> list[str]:
+    return [share.sequence.request_id for share in batch.sequences]
+
+
+def with_priority(priority: int, one: GenerateRequest) -> GenerateRequest:
+    return dataclasses.replace(one, priority=priority)
+
+
+def test_a_lower_priority_number_goes_first_and_equals_go_in_order() -> None:
+    engine, runner = scheduler(max_sequences=1), FakeRunner(64, 4)
+    for name, priority in (("late", 5), ("a", 0), ("urgent", -1), ("b", 0)):
+        engine.add(with_priority(priority, request(name, 5, max_tokens=1)))
+    assert list(run(engine, runner)) == ["urgent", "a", "b", "late"]
+
+
+def test_the_newest_of_the_least_urgent_class_is_preempted_and_returns_first() -> None:
+    engine, runner = scheduler(num_blocks=8), FakeRunner(8, 4)
+    for name, priority in (("low", 1), ("low too", 1), ("high", 0)):
+        engine.add(with_priority(priority, request(name, 7, max_tokens=20)))
+    engine.add(with_priority(1, request("queued", 20)))
+    while not engine.stats.preemptions:
+        step(engine, runner)
+    assert [one.request_id for one in engine._running] == ["high", "low"]
+    assert [one.request_id for one in engine._waiting] == ["low too", "queued"]
+    assert set(run(engine, runner)) == {"low", "low too", "high", "queued"}
+
+
+def test_short_prompts_start_while_a_long_one_is_prefilled() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("long", 120))
+    for index in range(3):
+        engine.add(request(f"short {index}", 8, max_tokens=1))
+    for _ in range(4):
+        step(engine, runner)
+    assert [
+        [(share.sequence.request_id, share.num_tokens) for share in batch.sequences]
+        for batch in runner.batches
+    ] == [
+        [("long", 24), ("short 0", 8)],
+        [("long", 24), ("short 1", 8)],
+        [("long", 24), ("short 2", 8)],
+        [("long", 32)],
+    ]
+
+
+def test_a_long_prompt_alone_takes_the_whole_step() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("long", 100))
+    step(engine, runner)
+    assert runner.batches[0].num_tokens == 32
+
+
+def test_two_long_prompts_and_a_short_one_all_go_on() -> None:
+    engine, runner = scheduler(), FakeRunner(96, 4)
+    for name, num_tokens in (("one", 120), ("two", 120), ("short", 4)):
+        engine.add(request(name, num_tokens, max_tokens=1))
+    step(engine, runner)
+    assert names_of(runner.batches[0]) == ["one", "two", "short"]
+
+
+def test_a_waiting_request_of_a_more_urgent_class_is_not_held_up_by_a_prefill() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(with_priority(1, request("low", 100)))
+    step(engine, runner)
+    engine.add(request("high", 30))
+    for _ in range(2):
+        step(engine, runner)
+    counts = [[share.num_tokens for share in batch.sequences] for batch in runner.batches[1:]]
+    assert [names_of(batch) for batch in runner.batches[1:]] == [["low", "high"], ["high", "low"]]
+    assert counts == [[8, 24], [6, 26]]
+
+
+def test_as_many_sequences_run_as_a_step_has_tokens() -> None:
+    engine, runner = scheduler(max_batched_tokens=4), FakeRunner(64, 4)
+    for index in range(6):
+        engine.add(request(f"r{index}", 6))
+    assert len(run(engine, runner)) == 6
+    assert max(batch.num_tokens for batch in runner.batches) <= 4
+
+
+def test_a_request_that_waited_too_long_is_told_and_never_computed() -> None:
+    clock = Clock()
+    engine = scheduler(clock=clock, max_sequences=1, max_queue_seconds=9.0)
+    runner = FakeRunner(64, 4)
+    engine.add(request("runs", 5, max_tokens=50))
+    step(engine, runner)
+    engine.add(dataclasses.replace(request("brief", 5), max_queue_seconds=2.5))
+    engine.add(request("patient", 5))
+    clock.now += 2.5
+    [event] = engine.expire()
+    assert (event.request_id, event.finish_reason) == ("brief", FinishReason.ERROR)
+    assert isinstance(event.error, QueueTimeout)
+    assert str(event.error) == "request waited 2.5 s in the queue; the limit is 2.5 s"
+    clock.now += 7
+    assert [event.request_id for event in engine.expire()] == ["patient"]
+    assert (engine.stats.expired, engine.num_waiting) == (2, 0)
+    assert set(run(engine, runner)) == {"runs"}
+
+
+def test_a_preempted_request_does_not_expire() -> None:
+    clock = Clock()
+    engine, runner = scheduler(clock=clock, max_queue_seconds=1.0), FakeRunner(64, 4)
+    engine.add(request("one", 5))
+    step(engine, runner)
+    engine._preempt(engine._running.last)
+    clock.now += 5
+    assert engine.expire() == []
+    assert set(run(engine, runner)) == {"one"}
+
+
+def test_deadlines_of_cancelled_requests_are_forgotten() -> None:
+    engine = scheduler(max_queue_seconds=1e6)
+    for index in range(1000):
+        engine.add(request(f"r{index}", 5))
+        engine.abort(f"r{index}")
+    assert len(engine._deadlines) <= engine._deadlines.MIN_COMPACT
+
+
+def test_queued_image_tokens_are_those_of_waiting_sequences() -> None:
+    engine, runner = scheduler(max_sequences=1), FakeRunner(64, 4)
+    for index in range(3):
+        engine.add(request(f"r{index}", 20, max_tokens=1, images=((2, 10),)))
+    counts = [engine.stats.queued_image_tokens]
+    step(engine, runner)
+    counts.append(engine.stats.queued_image_tokens)
+    engine.abort("r2")
+    counts.append(engine.stats.queued_image_tokens)
+    assert counts == [30, 20, 10]
+
+
 def test_a_chunk_ends_before_an_image_that_this_step_cannot_encode() -> None:
     engine, runner = scheduler(), FakeRunner(64, 4)
     engine.add(request("two", 30, images=((2, 10), (14, 12))))
@@ -131,6 +282,16 @@ def test_a_chunk_ends_before_an_image_that_this_step_cannot_encode() -> None:
     assert first.num_tokens == 14
     step(engine, runner)
     assert [image.image_index for image in runner.batches[1].images] == [1]
+
+
+def test_a_prefill_that_preempts_itself_leaves_no_image_to_encode() -> None:
+    engine, runner = scheduler(num_blocks=10, max_batched_tokens=4), FakeRunner(10, 4)
+    engine.add(request("grows", 6, max_tokens=20))
+    engine.add(request("picture", 30, images=((24, 6),)))
+    while not engine.stats.preemptions:
+        step(engine, runner)
+    assert [image.sequence for image in runner.batches[-1].images] == []
+    assert set(run(engine, runner)) == {"grows", "picture"}
 
 
 def test_an_image_over_the_encoder_budget_goes_alone() -> None:
@@ -169,7 +330,7 @@ def test_a_failed_step_fails_its_requests_and_frees_their_blocks() -> None:
     engine = scheduler()
     engine.add(request("one", 5))
     batch = engine.schedule()
-    events = engine.fail([share.sequence for share in batch.sequences], "broken")
+    events = engine.fail(batch.sequences, "broken")
     assert [(event.finish_reason, event.error) for event in events] == [
         (FinishReason.ERROR, "broken")
     ]
@@ -188,6 +349,61 @@ def test_an_equal_beginning_is_computed_once() -> None:
     assert engine.stats.prefix_hit_tokens == 28
     assert runner.batches[4].num_tokens == 2
     assert engine.pool.num_free == 64
+
+
+def test_equal_beginnings_that_come_together_are_computed_once() -> None:
+    engine, runner = scheduler(max_batched_tokens=64), FakeRunner(64, 4)
+    for name in ("a", "b", "c"):
+        engine.add(request(name, 30, images=((2, 10),), prompt_seed="same"))
+    engine.add(request("other", 20))
+    texts = run(engine, runner)
+    assert [names_of(batch) for batch in runner.batches[:2]] == [
+        ["a", "other"],
+        ["a", "other", "b", "c"],
+    ]
+    assert texts["a"] == texts["b"] == texts["c"]
+    assert sum(len(batch.images) for batch in runner.batches) == 1
+    assert engine.stats.prefix_hit_tokens == 56
+
+
+def test_a_follower_waits_for_the_common_part_only() -> None:
+    engine, runner = scheduler(max_batched_tokens=16), FakeRunner(64, 4)
+    long = request("long", 100)
+    engine.add(long)
+    prompt = (*long.prompt_token_ids[:13], 49, 49, 49, 49)
+    engine.add(dataclasses.replace(request("short", 17), prompt_token_ids=prompt))
+    for _ in range(2):
+        step(engine, runner)
+    assert [names_of(batch) for batch in runner.batches] == [["long"], ["long", "short"]]
+    assert set(run(engine, runner)) == {"long", "short"}
+
+
+def test_nobody_waits_for_a_last_block_that_it_computes_anyway() -> None:
+    engine, runner = scheduler(max_batched_tokens=28), FakeRunner(64, 4)
+    for name in ("a", "b"):
+        engine.add(request(name, 32, prompt_seed="same"))
+        step(engine, runner)
+    assert [names_of(batch) for batch in runner.batches] == [["a"], ["a", "b"]]
+
+
+def test_a_follower_takes_over_when_its_leader_is_cancelled() -> None:
+    engine, runner = scheduler(max_batched_tokens=16), FakeRunner(64, 4)
+    for name in ("a", "b", "c"):
+        engine.add(request(name, 60, prompt_seed="same"))
+    step(engine, runner)
+    engine.abort("b")
+    engine.abort("a")
+    texts = run(engine, runner)
+    assert texts == {"c": reference(request("c", 60, prompt_seed="same").prompt_token_ids, 4)}
+
+
+def test_an_urgent_request_follows_no_less_urgent_one() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(with_priority(1, request("low", 60, prompt_seed="same")))
+    step(engine, runner)
+    engine.add(request("high", 60, prompt_seed="same"))
+    step(engine, runner)
+    assert "high" in names_of(runner.batches[1])
 
 
 def test_the_last_token_is_computed_even_if_all_is_known() -> None:
@@ -344,7 +560,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def fail(self) -> None:
         batch = self.engine.schedule()
-        for event in self.engine.fail([share.sequence for share in batch.sequences], "broken"):
+        for event in self.engine.fail(batch.sequences, "broken"):
             del self.requests[event.request_id]
         self.runner.release(self.engine.take_released())
 
@@ -356,9 +572,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(not one.block_table for one in self.engine._waiting)
 
     @invariant()
-    def running_is_ordered_by_arrival(self) -> None:
-        arrivals = [int(one.request_id[1:]) for one in self.engine._running]
-        assert arrivals == sorted(arrivals)
+    def a_sequence_is_in_exactly_one_place(self) -> None:
+        places = [*self.engine._running, *self.engine._waiting, *self.engine._flights._leader_of]
+        assert len(places) == len(set(places))
+        assert {one.request_id for one in places} == set(self.engine.request_ids())
 
     def teardown(self) -> None:
         while self.engine.has_work:
@@ -372,3 +589,21 @@ SchedulerMachine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None
 )
 TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+def test_a_token_with_a_fault_ends_its_request_and_is_not_counted() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("bad", 3))
+    engine.add(request("good", 3))
+    batch = engine.schedule()
+    tokens = list(runner.execute(batch).tokens())
+    tokens[0] = SampledToken(tokens[0].token_id, fault="its grammar failed")
+    bad, good = engine.commit(batch, tokens)
+    assert (bad.token_id, bad.finish_reason, str(bad.error)) == (
+        None,
+        FinishReason.ERROR,
+        "its grammar failed",
+    )
+    assert good.token_id is not None
+    assert engine.stats.completion_tokens == 1
+    assert engine.pool.num_free == 63
