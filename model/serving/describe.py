@@ -22,7 +22,12 @@ from model.serving.body import read_body, until_disconnect
 from model.serving.generation import Prompt
 from model.serving.images import decode_base64
 from model.serving.json_body import kind, parse_object
-from model.serving.parameters import MODEL_PARAMETERS, parse_pixel_bounds, shown
+from model.serving.parameters import (
+    MODEL_PARAMETERS,
+    parse_pixel_bounds,
+    parse_structure,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -72,6 +77,7 @@ async def _answer(model: Qwen3VLModel, question: _Question, settings: Settings) 
         question.prompt or settings.request.default_prompt,
         model.sampling(question.parameters),
         parse_pixel_bounds(question.parameters),
+        parse_structure(question.parameters),
     )
     [prepared] = await model.pipeline.prepare([prompt])
     prepare_seconds = time.monotonic() - started
@@ -186,7 +192,9 @@ def _form_parameters(form: FormData) -> dict[str, object]:
         if name == "stop":
             parameters[name] = [str(value) for value in form.getlist(name)]
         elif name in MODEL_PARAMETERS:
-            parameters[name] = _typed(_one_text(form, name) or "")
+            text = _one_text(form, name) or ""
+            # A pattern like 12 is still a pattern.
+            parameters[name] = text if name == "regex" else _typed(text)
     return parameters
 
 

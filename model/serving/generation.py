@@ -8,17 +8,20 @@ tokenise on worker threads, one sequence in the engine for each prompt, text bac
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidRequest
 from model.request import MAX_SEED, FinishReason, GenerateRequest
 from model.serving.chat import ImagePart, Message, TextPart
 from model.serving.images import decode_image
+from model.serving.structure import compile_structure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,11 +30,15 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Checkpoint
     from model.engine.loop import Engine, TokenStream
-    from model.request import SamplingParams
-    from model.serving.chat import PromptEncoder
+    from model.request import SamplingParams, TokenLogprobs
+    from model.serving.chat import EncodedPrompt, PromptEncoder
     from model.serving.detokenizer import IncrementalDetokenizer
     from model.serving.images import PixelBounds
+    from model.serving.structure import Structure
     from model.settings import Settings
+
+MAX_ANSWERS = 16
+MAX_GRAMMARS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +58,25 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one sequence is to answer, before anything is decoded."""
+    """What is to be answered, before anything is decoded.
+
+    structure: what the answers must look like; n: how many answers, each a sequence of its own
+    priority, max_queue_seconds: see GenerateRequest
+
+    Raises InvalidRequest for an n out of range.
+    """
 
     turns: tuple[Turn, ...]
     sampling: SamplingParams
     bounds: PixelBounds
+    structure: Structure | None = None
+    n: int = 1
+    priority: int = 0
+    max_queue_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= MAX_ANSWERS:
+            raise InvalidRequest(f"n is {self.n}; it must be from 1 to {MAX_ANSWERS}")
 
     @classmethod
     def about(
@@ -64,19 +85,35 @@ class Prompt:
         text: str,
         sampling: SamplingParams,
         bounds: PixelBounds,
+        structure: Structure | None = None,
+        *,
+        priority: int = 0,
+        max_queue_seconds: float | None = None,
     ) -> Prompt:
         """One user turn: the pictures, then the question."""
         pictures = tuple(EncodedImage(content) for content in images)
-        return cls((Turn("user", (*pictures, text)),), sampling, bounds)
+        return cls(
+            turns=(Turn("user", (*pictures, text)),),
+            sampling=sampling,
+            bounds=bounds,
+            structure=structure,
+            priority=priority,
+            max_queue_seconds=max_queue_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text that one or more tokens added; finish_reason is set on the last delta."""
+    """Text that one or more tokens added; finish_reason is set on the last delta.
+
+    logprobs: (token id, its logprobs) of each token since the delta before, where they were asked
+    for; the token that ends the text, or completes a stop string, is one of them
+    """
 
     text: str
     num_completion_tokens: int
     finish_reason: FinishReason | None = None
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +127,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer; logprobs: as in TextDelta, of all its tokens."""
 
     text: str
     finish_reason: FinishReason
@@ -98,6 +135,7 @@ class Completion:
     image_tokens: int
     completion_tokens: int
     timings: Timings
+    logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
 
 
 class Generation:
@@ -123,19 +161,23 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[TextDelta]:
         """Yield text as it becomes certain; leaving early cancels. Raises ServingError."""
+        told: list[tuple[int, TokenLogprobs]] = []
         try:
             async for event in self._stream:
                 self.queue_seconds = max(self.queue_seconds, event.queue_seconds)
                 if event.error is not None:
                     raise event.error
                 text = "" if event.token_id is None else self._detokenizer.push(event.token_id)
+                if event.token_id is not None and event.logprobs is not None:
+                    told.append((event.token_id, event.logprobs))
                 reason = event.finish_reason
                 if self._detokenizer.stopped:
                     reason = FinishReason.STOP
                 elif reason is not None:
                     text += self._detokenizer.flush()
                 if text or reason is not None:
-                    yield TextDelta(text, event.num_completion_tokens, reason)
+                    yield TextDelta(text, event.num_completion_tokens, reason, tuple(told))
+                    told.clear()
                 if reason is not None:
                     return
         finally:
@@ -161,6 +203,8 @@ class Pipeline:
         self.engine = engine
         self._encoder = encoder
         self._limits = settings.image
+        # The rows of a batch share one structure, and clients repeat theirs.
+        self._compile = lru_cache(MAX_GRAMMARS)(compile_structure)
         self._threads = ThreadPoolExecutor(
             settings.server.preprocess_threads, thread_name_prefix="preprocess"
         )
@@ -173,15 +217,16 @@ class Pipeline:
     async def prepare(self, prompts: Seq[Prompt]) -> list[GenerateRequest]:
         """Decode, resize and tokenise on the worker threads; raises ServingError of the first
         fault.
+
+        Returns n requests for each prompt, one prompt's side by side.
         """
         # A full queue is told before any picture is decoded for nothing.
-        self.engine.check_capacity(len(prompts))
+        self.engine.check_capacity(sum(prompt.n for prompt in prompts))
         loop = asyncio.get_running_loop()
-        return list(
-            await asyncio.gather(
-                *(loop.run_in_executor(self._threads, self._prepare, prompt) for prompt in prompts)
-            )
+        prepared = await asyncio.gather(
+            *(loop.run_in_executor(self._threads, self._prepare, prompt) for prompt in prompts)
         )
+        return [request for requests in prepared for request in requests]
 
     def start(self, requests: Seq[GenerateRequest]) -> list[Generation]:
         """Hand requests to the engine, all or none."""
@@ -203,21 +248,21 @@ class Pipeline:
         """End the worker threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, prompt: Prompt) -> GenerateRequest:
-        self._encoder.check_num_images(
-            sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
+    def _prepare(self, prompt: Prompt) -> list[GenerateRequest]:
+        """One request for each answer; pictures are decoded once and shared."""
+        first = self._request(prompt)
+        others = (
+            replace(first, request_id=uuid.uuid4().hex, seed=derived_seed(first.seed, number))
+            for number in range(1, prompt.n)
         )
-        messages = [
-            Message(turn.role, tuple(self._part(part, prompt) for part in turn.parts))
-            for turn in prompt.turns
-        ]
-        limit = self.engine.max_sequence_tokens
-        encoded = self._encoder.encode(messages, limit=limit - 1)
+        return [first, *others]
+
+    def _request(self, prompt: Prompt) -> GenerateRequest:
         sampling = prompt.sampling
-        if sampling.max_tokens > limit:
-            raise InvalidRequest(
-                f"max_tokens is {sampling.max_tokens}; this model's context has {limit} tokens"
-            )
+        self._check(sampling)
+        # Before the pictures, which take longer to read than a fault here.
+        grammar = self._compile(prompt.structure) if prompt.structure else None
+        encoded = self._encode(prompt)
         return GenerateRequest(
             request_id=uuid.uuid4().hex,
             prompt_token_ids=encoded.token_ids,
@@ -225,7 +270,29 @@ class Pipeline:
             seed=secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed,
             images=encoded.images,
             eos_token_ids=self.checkpoint.eos_token_ids,
+            priority=prompt.priority,
+            max_queue_seconds=prompt.max_queue_seconds,
+            grammar=grammar,
         )
+
+    def _check(self, sampling: SamplingParams) -> None:
+        """What only a loaded model can say of parameters; raises InvalidRequest."""
+        limit = self.engine.max_sequence_tokens
+        if sampling.max_tokens > limit:
+            raise InvalidRequest(
+                f"max_tokens is {sampling.max_tokens}; this model's context has {limit} tokens"
+            )
+        sampling.check_vocabulary(self.checkpoint.vocab_size)
+
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+        self._encoder.check_num_images(
+            sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
+        )
+        messages = [
+            Message(turn.role, tuple(self._part(part, prompt) for part in turn.parts))
+            for turn in prompt.turns
+        ]
+        return self._encoder.encode(messages, limit=self.engine.max_sequence_tokens - 1)
 
     def _part(self, part: str | EncodedImage, prompt: Prompt) -> TextPart | ImagePart:
         if isinstance(part, str):
@@ -233,14 +300,25 @@ class Pipeline:
         return ImagePart(decode_image(part.content, self.checkpoint, self._limits, prompt.bounds))
 
 
+def derived_seed(seed: int, number: int) -> int:
+    """The seed of a prompt's answer `number`; the first has the prompt's own."""
+    if number == 0:
+        return seed
+    # Hashed: seeds that clients count up must not share answers.
+    digest = hashlib.blake2b(b"%d %d" % (seed, number), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & MAX_SEED
+
+
 async def _collect(generation: Generation) -> Completion:
     started = time.monotonic()
     first: float | None = None
     parts: list[str] = []
+    logprobs: list[tuple[int, TokenLogprobs]] = []
     last: TextDelta | None = None
     async for delta in generation:
         first = first or time.monotonic()
         parts.append(delta.text)
+        logprobs += delta.logprobs
         last = delta
     assert last is not None
     assert last.finish_reason is not None, "a stream ends with a reason"
@@ -252,4 +330,5 @@ async def _collect(generation: Generation) -> Completion:
         image_tokens=generation.image_tokens,
         completion_tokens=last.num_completion_tokens,
         timings=Timings(generation.queue_seconds, (first or ended) - started, ended - started),
+        logprobs=tuple(logprobs),
     )

@@ -24,7 +24,14 @@ from model.errors import InvalidRequest, NotReady, Unsupported
 from model.serving.chat import PromptEncoder
 from model.serving.contract import OUTPUTS, VERSION
 from model.serving.generation import Pipeline, Prompt
-from model.serving.parameters import parse_pixel_bounds, parse_sampling, sampling_defaults
+from model.serving.parameters import (
+    parse_max_queue_seconds,
+    parse_pixel_bounds,
+    parse_priority,
+    parse_sampling,
+    parse_structure,
+    sampling_defaults,
+)
 from model.serving.statistics import InferTimes, ModelStatistics, StatisticsRecorder
 
 if TYPE_CHECKING:
@@ -70,13 +77,20 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
     """Qwen3-VL behind KServe's interface.
 
     load_runner: reads the weights; called once, on whatever thread calls `load`
+    on_fatal: see Engine
     """
 
-    def __init__(self, settings: Settings, load_runner: Callable[[], Loaded]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load_runner: Callable[[], Loaded],
+        on_fatal: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(settings.model.names[0])
         self.names: tuple[str, ...] = settings.model.names
         self.settings = settings
         self._load_runner = load_runner
+        self._on_fatal = on_fatal
         self._load_lock = threading.Lock()
         self._pipeline: Pipeline | None = None
         self._recorder = StatisticsRecorder()
@@ -93,7 +107,7 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
             if self._pipeline is None:
                 started = time.monotonic()
                 loaded = self._load_runner()
-                self._pipeline = _build_pipeline(loaded, self.settings)
+                self._pipeline = _build_pipeline(loaded, self.settings, self._on_fatal)
                 self.load_seconds = time.monotonic() - started
         return True
 
@@ -234,6 +248,9 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
         parameters: dict[str, Any] = request.parameters or {}
         sampling = self.sampling(parameters)
         bounds = parse_pixel_bounds(parameters)
+        structure = parse_structure(parameters)
+        priority = parse_priority(parameters)
+        max_queue_seconds = parse_max_queue_seconds(parameters)
         tensors = {tensor.name: tensor for tensor in request.inputs}
         image = tensors["image"]
         rows = image.shape[0]
@@ -245,7 +262,13 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
         texts = self._texts(tensors["prompt"].data if "prompt" in tensors else None, rows)
         return [
             Prompt.about(
-                image.data[row * per_row : (row + 1) * per_row], texts[row], sampling, bounds
+                image.data[row * per_row : (row + 1) * per_row],
+                texts[row],
+                sampling,
+                bounds,
+                structure,
+                priority=priority,
+                max_queue_seconds=max_queue_seconds,
             )
             for row in range(rows)
         ]
@@ -280,21 +303,26 @@ def _response(request: InferRequest, **tensors: list[Any]) -> InferResponse:
     return InferResponse(request.id, request.model_name, outputs, model_version=VERSION)
 
 
-def _build_pipeline(loaded: Loaded, settings: Settings) -> Pipeline:
+def _build_pipeline(
+    loaded: Loaded, settings: Settings, on_fatal: Callable[[], None] | None = None
+) -> Pipeline:
     checkpoint, runner = loaded.checkpoint, loaded.runner
     limits = SchedulerLimits(
-        max_batched_tokens=settings.engine.max_batched_tokens,
+        max_batched_tokens=runner.max_batched_tokens,
         max_encoder_tokens=settings.engine.max_encoder_tokens,
         max_sequences=settings.engine.max_sequences,
         max_model_len=checkpoint.max_model_len(settings.engine.max_model_len),
         prefix_cache=settings.engine.prefix_cache,
+        max_queue_seconds=settings.engine.max_queue_seconds,
     )
     scheduler = Scheduler(limits, BlockPool(runner.num_blocks, runner.block_size))
     engine = Engine(
         scheduler,
         runner,
         max_queued_requests=settings.engine.max_queued_requests,
+        max_queued_image_tokens=settings.engine.max_queued_image_tokens,
         stall_seconds=settings.engine.stall_seconds,
+        on_fatal=on_fatal,
     )
     encoder = PromptEncoder.load(checkpoint, settings.request, settings.image)
     return Pipeline(checkpoint, encoder, engine, settings)

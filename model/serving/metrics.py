@@ -65,6 +65,11 @@ class ServerCollector(Collector):
     def _engine(self, stats: EngineStats) -> Iterator[Metric]:
         waiting = self._model.pipeline.engine.num_queued
         yield self._gauge("queued_sequences", "Sequences that wait for blocks", waiting)
+        yield self._gauge(
+            "queued_image_tokens",
+            "Image tokens of those",
+            self._model.pipeline.engine.num_queued_image_tokens,
+        )
         yield self._gauge("running_sequences", "Sequences that hold blocks", stats.num_running)
         yield self._gauge("kv_cache_used_ratio", "Share of KV blocks held", stats.kv_used_ratio)
         yield self._gauge("kv_cache_blocks", "KV blocks in all", stats.num_blocks)
@@ -82,6 +87,11 @@ class ServerCollector(Collector):
             "prefix_hit_tokens", "Tokens found in the prefix cache", stats.prefix_hit_tokens
         )
         yield self._counter("preemptions", "Sequences preempted", stats.preemptions)
+        yield self._counter(
+            "discarded_tokens", "Tokens computed past an end, never told", stats.discarded_tokens
+        )
+        yield self._counter("expired_sequences", "Sequences that waited too long", stats.expired)
+        yield self._counter("out_of_memory_steps", "Steps that did not fit", stats.num_oom)
         finished = CounterMetricFamily(
             f"{PREFIX}_finished_sequences",
             "Sequences finished",
