@@ -85,7 +85,7 @@ def build_attention_metadata(
             bucket = max(SMALLEST_CONTEXT_BUCKET, 1 << (share.end - 1).bit_length())
             buckets.setdefault(bucket, []).append((row, slots))
         else:
-            spans.append(_prefill_span(row, share.start, slots, device, dtype))
+            spans.append(prefill_span(row, share.start, slots, device, dtype))
         row += share.num_tokens
     return AttentionMetadata(
         slot_mapping=torch.from_numpy(np.concatenate(mapping)).to(device),
@@ -132,7 +132,7 @@ def paged_attention(
             values = value[span.start : span.end].transpose(0, 1)[None]
         else:
             keys, values = cache.gather(layer, span.slots)
-        output[span.start : span.end] = _attend_prefill(rows, keys, values, span.mask, scaling)
+        output[span.start : span.end] = attend_prefill(rows, keys, values, span.mask, scaling)
     return output
 
 
@@ -184,7 +184,7 @@ def _attend_decode(
     return attended.reshape(num_rows, num_heads, head_dim)
 
 
-def _attend_prefill(
+def attend_prefill(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float
 ) -> Tensor:
     """One sequence's chunk.
@@ -220,7 +220,7 @@ def _decode_group(
     return DecodeGroup(rows, torch.from_numpy(padded).to(device), mask)
 
 
-def _prefill_span(
+def prefill_span(
     row: int, start: int, slots: NDArray[np.int64], device: torch.device, dtype: torch.dtype
 ) -> PrefillSpan:
     num_tokens = len(slots) - start

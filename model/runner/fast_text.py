@@ -8,13 +8,14 @@ Equal to the reference path of `qwen3_vl.py` up to rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from model.runner.kernels import rotation_of
-from model.runner.packed import PackedLinear, can_pack
+from model.runner.packed import can_pack, make_linear
+from model.runner.quantize import QuantizedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from model.runner.kernels import Metadata, TextGeometry, TextKernels
     from model.runner.kv_cache import KVCache
     from model.runner.qwen3_vl import TextInputs
+
+AnyLinear: TypeAlias = nn.Linear | QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class FastTextModel:
         self, model: PreTrainedModel, geometry: TextGeometry, kernels: TextKernels
     ) -> None:
         assert model.config.text_config.hidden_act == "silu", "every Qwen3-VL has it"
+        assert num_deepstack_layers(model) < len(model.model.language_model.layers)
         language_model = model.model.language_model
         self._geometry = geometry
         self._kernels = kernels
@@ -63,7 +67,7 @@ class FastTextModel:
         packs = can_pack(weight.device, weight.dtype)
         self._layers: list[_Layer] = []
         for index, layer in enumerate(language_model.layers):
-            self._layers.append(_take(layer, geometry, packs))
+            self._layers.append(_take(layer, geometry))
             if packs:
                 # The packed copies are all that is used: let go of the originals layer by layer.
                 language_model.layers[index] = nn.Identity()
@@ -81,24 +85,34 @@ class FastTextModel:
             hidden.index_copy_(0, images.rows, images.tokens)
         rotation = rotation_of(inputs.positions, self._geometry, hidden.dtype)
         normal = kernels.rms_norm(hidden, self._layers[0].input_norm)
+        last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             attended = kernels.attention(
                 index, layer.qkv(normal), layer.qk_norm, rotation, cache, inputs.attention
             )
+            if index == last:
+                # From here on only the rows that choose a token are read.
+                if len(inputs.sample_rows) == 0:
+                    return hidden.new_empty((0, self._head.out_features), dtype=torch.float32)
+                hidden = hidden.index_select(0, inputs.sample_rows)
+                attended = attended.index_select(0, inputs.sample_rows)
             normal = kernels.add_rms_norm(hidden, layer.out(attended), layer.post_norm)
             update = layer.down(kernels.silu_mul(layer.gate_up(normal)))
             if images is not None and index < len(images.deepstack):
                 update.index_add_(0, images.rows, images.deepstack[index])
-            if index + 1 < len(self._layers):
+            if index < last:
                 normal = kernels.add_rms_norm(hidden, update, self._layers[index + 1].input_norm)
-        sampled = hidden.add_(update).index_select(0, inputs.sample_rows)
-        logits: Tensor = self._head(kernels.rms_norm(sampled, self._norm))
+        logits: Tensor = self._head(kernels.add_rms_norm(hidden, update, self._norm))
         return logits.to(torch.float32)
 
 
-def _take(layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry, packs: bool) -> _Layer:
+def num_deepstack_layers(model: PreTrainedModel) -> int:
+    """How many of the first text layers get embeddings from inside the vision tower."""
+    return len(model.config.vision_config.deepstack_visual_indexes)
+
+
+def _take(layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    wrap: Callable[[nn.Linear], nn.Module] = PackedLinear if packs else _itself
     qk_norm = torch.cat(
         [
             attention.q_norm.weight.expand(geometry.num_heads, -1),
@@ -107,23 +121,23 @@ def _take(layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry, packs: bool) -
     )
     return _Layer(
         input_norm=layer.input_layernorm.weight,
-        qkv=wrap(fuse([attention.q_proj, attention.k_proj, attention.v_proj])),
+        qkv=make_linear(fuse([attention.q_proj, attention.k_proj, attention.v_proj])),
         qk_norm=qk_norm,
-        out=wrap(attention.o_proj),
+        out=make_linear(attention.o_proj),
         post_norm=layer.post_attention_layernorm.weight,
-        gate_up=wrap(fuse([mlp.gate_proj, mlp.up_proj])),
-        down=wrap(mlp.down_proj),
+        gate_up=make_linear(fuse([mlp.gate_proj, mlp.up_proj])),
+        down=make_linear(mlp.down_proj),
     )
 
 
-def fuse(linears: Seq[nn.Linear]) -> nn.Linear:
+def fuse(linears: Seq[AnyLinear]) -> AnyLinear:
     """One layer that computes several of the same input, outputs side by side.
 
     The originals become views of its weight, so that memory holds it once.
     """
     names = [name for name, _ in linears[0].named_parameters()]
     sizes = [linear.out_features for linear in linears]
-    fused = nn.Linear(linears[0].in_features, sum(sizes), bias="bias" in names, device="meta")
+    fused = _wider(linears[0], sum(sizes), bias="bias" in names)
     for name in names:
         joined = torch.cat([getattr(linear, name).detach() for linear in linears])
         setattr(fused, name, nn.Parameter(joined, requires_grad=False))
@@ -132,5 +146,8 @@ def fuse(linears: Seq[nn.Linear]) -> nn.Linear:
     return fused
 
 
-def _itself(linear: nn.Linear) -> nn.Module:
-    return linear
+def _wider(linear: AnyLinear, out_features: int, *, bias: bool) -> AnyLinear:
+    """A layer of the same kind and inputs, with more outputs and without weights."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.like(out_features, bias=bias)
+    return nn.Linear(linear.in_features, out_features, bias=bias, device="meta")

@@ -114,8 +114,8 @@ class TextKernels(Protocol):
 
 def rotation_of(positions: Tensor, geometry: TextGeometry, dtype: torch.dtype) -> Rotation:
     """positions: [3, num_tokens] int64, by axis."""
-    turned = positions.to(torch.float32).index_select(0, geometry.axes)
-    angles = turned.transpose(0, 1) * geometry.inverse_frequencies
+    turned = positions.transpose(0, 1).index_select(1, geometry.axes)
+    angles = turned * geometry.inverse_frequencies
     return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
@@ -123,7 +123,11 @@ class TorchKernels:
     """TextKernels as torch operations."""
 
     def __init__(
-        self, geometry: TextGeometry, block_size: int, device: torch.device, dtype: torch.dtype
+        self,
+        geometry: TextGeometry,
+        block_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._geometry = geometry
         self._block_size = block_size
@@ -172,9 +176,10 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Source: Zhang and Sennrich, NeurIPS 2019.
     """
-    wide = rows.to(torch.float32)
-    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return normal.to(rows.dtype).mul_(weight)
+    # The norm of a vector reads it once; squaring, summing and dividing would write it too.
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = length.mul_(length).div_(rows.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(rows, scale).to(rows.dtype).mul_(weight)
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:

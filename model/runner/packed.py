@@ -1,36 +1,102 @@
-"""Linear layers with their weights laid out for oneDNN, for the few rows of a decode step on a CPU.
+"""Linear layers with their weights laid out for oneDNN on a CPU.
 
-Torch hands an unpacked float32 product to a library that is at its best for hundreds of rows. The
-operators are those that torch.compile emits for frozen weights; where a build of torch lacks them,
-layers stay as they are.
+Torch hands an unpacked float32 product to a library that is at its best for hundreds of rows; a
+decode step has few. What follows a product elementwise is computed while its result is in cache.
+The operators are those that torch.compile emits for frozen weights; where a build of torch lacks
+them, layers stay as they are.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
 
 # The layout is chosen for this many rows: measured best from 4 to 256, no worse beyond.
 PACKED_ROWS = 64
 
 
+class Activation(Enum):
+    """What is applied to a product, by oneDNN's name and variant."""
+
+    NONE = ("none", "")
+    SILU = ("swish", "")
+    GELU = ("gelu", "none")
+    GELU_TANH = ("gelu", "tanh")
+
+
+class Linear(Protocol):
+    """A linear layer with what follows it."""
+
+    def __call__(self, rows: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """activation(rows @ weight.T + bias), then + plus; plus only without an activation.
+
+        rows: [num_rows, in_features]; plus: [num_rows, out_features]
+        """
+        ...
+
+
 class PackedLinear(nn.Module):
-    """x @ weight.T + bias over a packed weight, which replaces the original."""
+    """A Linear over a packed weight, which replaces the original."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, activation: Activation = Activation.NONE) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        self._activation = activation
         # Not a parameter: an opaque tensor can neither be saved nor moved.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_ROWS)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_ROWS)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """[..., in_features] → [..., out_features]."""
-        flat = rows.reshape(-1, self.in_features)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            flat, self._weight, self.bias, "none", [], ""
-        )
-        return product.view(*rows.shape[:-1], self.out_features)
+    def forward(self, rows: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """See Linear."""
+        product: Tensor
+        if plus is not None:
+            assert self._activation is Activation.NONE, "an activation and a sum do not mix"
+            product = torch.ops.mkldnn._linear_pointwise.binary(
+                rows, plus, self._weight, self.bias, "add"
+            )
+        else:
+            name, variant = self._activation.value
+            product = torch.ops.mkldnn._linear_pointwise(
+                rows, self._weight, self.bias, name, [], variant
+            )
+        return product
+
+
+class PlainLinear(nn.Module):
+    """A Linear of torch's own operations, over the layer's parameters."""
+
+    def __init__(self, layer: nn.Module, activation: Activation = Activation.NONE) -> None:
+        super().__init__()
+        self.layer = layer
+        self._activation = activation
+
+    def forward(self, rows: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """See Linear."""
+        product: Tensor = self.layer(rows)
+        match self._activation:
+            case Activation.SILU:
+                product = silu(product)
+            case Activation.GELU:
+                product = gelu(product)
+            case Activation.GELU_TANH:
+                product = gelu(product, approximate="tanh")
+            case Activation.NONE if plus is not None:
+                product = product.add_(plus)
+            case Activation.NONE:
+                pass
+        return product
+
+
+def make_linear(layer: nn.Module, activation: Activation = Activation.NONE) -> Linear:
+    """Packed where that exists for the weight's device and number format."""
+    # Quantized layers are another class, and have a form of their own.
+    if isinstance(layer, nn.Linear) and can_pack(layer.weight.device, layer.weight.dtype):
+        return PackedLinear(layer, activation)
+    return PlainLinear(layer, activation)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,16 +1,15 @@
 """From pixels to embeddings: normalise, cut into patches, run the vision tower.
 
-Equal to `Qwen2VLImageProcessor` with do_resize=False. Knows nothing of prompts.
+Patches equal those of `Qwen2VLImageProcessor` with do_resize=False. Knows nothing of prompts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
@@ -19,6 +18,12 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Checkpoint
     from model.request import ImageInput
+    from model.runner.fast_vision import Grid
+
+# Patches that share a call of the tower, unless one picture alone has more. Beyond the first number
+# a CPU's activations fall out of its cache.
+MAX_PATCHES_CPU = 1024
+MAX_PATCHES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +43,42 @@ class ImageEmbeddings:
         return sum(layer.nbytes for layer in (self.tokens, *self.deepstack))
 
 
-class LinearPatchEmbed(nn.Module):
-    """The patch embedding as one matrix product, over the convolution's own parameters.
+class VisionTower(Protocol):
+    """The vision model: patches of pictures side by side to embeddings."""
 
-    Stride and kernel are equal, so it is the same sum; as Conv3d it took a tenth of the tower's
-    time on a CPU.
-    """
+    def __call__(self, patches: Tensor, grids: Seq[Grid]) -> list[Tensor]:
+        """Embeddings for the text model, then one such tensor for each DeepStack layer.
 
-    def __init__(self, proj: nn.Conv3d) -> None:
-        super().__init__()
-        self.proj = proj
+        patches: [sum of height * width, 3 * patch_size ** 2], in the merger's order
+        returns tensors of [num_patches / merge_size ** 2, out_hidden_size]
+        """
+        ...
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """[num_patches, patch_dim] → [num_patches, hidden_size]."""
-        weight = self.proj.weight
-        return linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+class ReferenceTower:
+    """Transformers' own tower: slower, to compare with."""
+
+    def __init__(self, tower: PreTrainedModel) -> None:
+        self._tower = tower
+
+    def __call__(self, patches: Tensor, grids: Seq[Grid]) -> list[Tensor]:
+        """See VisionTower."""
+        num_frames = self._tower.config.temporal_patch_size
+        # A still is a clip whose frames are equal.
+        frames = patches.view(len(patches), 3, 1, -1).expand(-1, -1, num_frames, -1)
+        output = self._tower(
+            frames.reshape(len(patches), -1),
+            grid_thw=torch.tensor([(1, *grid) for grid in grids], device=patches.device),
+        )
+        return [output.pooler_output, *output.deepstack_features]
 
 
 class VisionEncoder:
-    """The vision tower, over images of any sizes side by side."""
+    """From pictures of any sizes to their embeddings."""
 
     def __init__(
         self,
-        tower: PreTrainedModel,
+        tower: VisionTower,
         checkpoint: Checkpoint,
         device: torch.device,
         dtype: torch.dtype,
@@ -70,23 +88,32 @@ class VisionEncoder:
         self._dtype = dtype
         self._patch_size = checkpoint.patch_size
         self._merge_size = checkpoint.merge_size
-        self._temporal_patch_size = checkpoint.temporal_patch_size
-        self._mean = torch.tensor(checkpoint.image_mean, device=device)
-        self._std = torch.tensor(checkpoint.image_std, device=device)
+        self._max_patches = MAX_PATCHES_CPU if device.type == "cpu" else MAX_PATCHES
+        # Each channel's scale and shift for every pixel of a patch: [3 * patch_size ** 2].
+        std = torch.tensor(checkpoint.image_std).repeat_interleave(self._patch_size**2)
+        mean = torch.tensor(checkpoint.image_mean).repeat_interleave(self._patch_size**2)
+        self._scale = (1 / (255 * std)).to(device)
+        self._shift = (mean / std).to(device)
 
     def encode(self, images: Seq[ImageInput]) -> list[ImageEmbeddings]:
-        """Embeddings of each image, all of them in one pass of the tower."""
-        if not images:
-            return []
-        grids = [(1, image.grid_height, image.grid_width) for image in images]
-        patches = torch.cat([self.patches(image) for image in images])
-        output = self._tower(
-            patches.to(self._dtype), grid_thw=torch.tensor(grids, device=self._device)
-        )
+        """Embeddings of each image."""
+        # Equal sizes next to each other: the tower attends over them in one call.
+        order = sorted(range(len(images)), key=lambda i: _grid(images[i]))
+        encoded: list[ImageEmbeddings] = []
+        for group in _groups(order, images, self._max_patches):
+            encoded += self._encode([images[i] for i in group])
+        by_index = dict(zip(order, encoded, strict=True))
+        return [by_index[i] for i in range(len(images))]
+
+    def _encode(self, images: Seq[ImageInput]) -> list[ImageEmbeddings]:
+        parts = [self.patches(image) for image in images]
+        patches = parts[0] if len(parts) == 1 else torch.cat(parts)
+        layers = self._tower(patches.to(self._dtype), [_grid(image) for image in images])
+        if len(images) == 1:
+            return [ImageEmbeddings(layers[0], tuple(layers[1:]))]
         sizes = [image.num_tokens for image in images]
-        layers = [output.pooler_output, *output.deepstack_features]
         # Copies: a view would hold every image of the call until the last of them is done.
-        per_layer = [[part.clone() for part in layer.split(sizes)] for layer in layers]
+        per_layer = [[part.clone() for part in torch.split(layer, sizes)] for layer in layers]
         return [
             ImageEmbeddings(parts[0], tuple(parts[1:])) for parts in zip(*per_layer, strict=True)
         ]
@@ -94,8 +121,8 @@ class VisionEncoder:
     def patches(self, image: ImageInput) -> Tensor:
         """Normalised patches in the order the merger takes them.
 
-        returns [grid_height * grid_width, 3 * temporal_patch_size * patch_size ** 2] float32:
-        the merge windows row by row, the patches of a window row by row
+        returns [grid_height * grid_width, 3 * patch_size ** 2] float32: the merge windows row by
+        row, the patches of a window row by row
         """
         size, merge = self._patch_size, self._merge_size
         height, width = image.grid_height, image.grid_width
@@ -104,11 +131,24 @@ class VisionEncoder:
         )
         # Bytes cross to the device, a quarter of what floats would be.
         pixels = torch.from_numpy(image.pixels).to(self._device)
-        normal = (pixels.to(torch.float32) / 255 - self._mean) / self._std
-        windows = normal.view(height // merge, merge, size, width // merge, merge, size, 3)
-        ordered = windows.permute(0, 3, 1, 4, 6, 2, 5)
-        # A still is a clip whose frames are equal.
-        frames = ordered.unsqueeze(5).expand(
-            *ordered.shape[:5], self._temporal_patch_size, size, size
-        )
-        return frames.reshape(height * width, -1)
+        windows = pixels.view(height // merge, merge, size, width // merge, merge, size, 3)
+        ordered = windows.permute(0, 3, 1, 4, 6, 2, 5).reshape(height * width, -1)
+        return ordered.to(torch.float32).mul_(self._scale).sub_(self._shift)
+
+
+def _grid(image: ImageInput) -> Grid:
+    return image.grid_height, image.grid_width
+
+
+def _groups(order: Seq[int], images: Seq[ImageInput], max_patches: int) -> list[list[int]]:
+    """Indices of images that share a call, in the order given."""
+    groups: list[list[int]] = []
+    room = 0
+    for i in order:
+        num_patches = images[i].grid_height * images[i].grid_width
+        if not groups or num_patches > room:
+            groups.append([])
+            room = max_patches
+        groups[-1].append(i)
+        room -= num_patches
+    return groups

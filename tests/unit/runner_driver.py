@@ -20,7 +20,10 @@ from tests.checkpoints import IMAGE_PAD, NUM_BYTES, VISION_END, VISION_START
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
+    import torch
+
     from model.runner.runner import TorchRunner
+    from model.runner.vision import VisionEncoder
 
 # So many text tokens, or the (height, width) in merged tokens of an image.
 Part = int | tuple[int, int]
@@ -64,6 +67,12 @@ def make_image(rng: np.random.Generator, merged: tuple[int, int], offset: int) -
         source_width=width * PATCH,
         source_height=height * PATCH,
     )
+
+
+def processor_patches(encoder: VisionEncoder, image: ImageInput) -> torch.Tensor:
+    """An image's patches as transformers' tower takes them: a clip of two equal frames."""
+    patches = encoder.patches(image)
+    return patches.view(len(patches), 3, 1, -1).expand(-1, -1, 2, -1).reshape(len(patches), -1)
 
 
 @dataclass

@@ -20,11 +20,15 @@ from tests.unit.runner_driver import Part, make_request
 from tests.unit.test_runner_parity import NUM_TOKENS, expected_tokens, runner_for
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
     from pathlib import Path
 
     from model.engine.loop import TokenStream
-    from model.request import GenerateRequest
+    from model.request import GenerateRequest, ImageInput
+    from model.runner.kv_cache import KVCache
+    from model.runner.qwen3_vl import TextInputs
     from model.runner.runner import TorchRunner
+    from model.runner.vision import ImageEmbeddings
 
 SAMPLING = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
 
@@ -100,7 +104,7 @@ async def test_a_repeated_prompt_is_found_and_answered_the_same(checkpoint_path:
     assert engine.stats.prefix_hit_tokens > engine.stats.prefix_query_tokens // 3
 
 
-async def test_500_random_cancels_leave_nothing_in_engine_or_runner(
+async def test_1000_random_cancels_leave_nothing_in_engine_or_runner(
     checkpoint_path: Path,
 ) -> None:
     runner = runner_for(checkpoint_path)
@@ -116,7 +120,7 @@ async def test_500_random_cancels_leave_nothing_in_engine_or_runner(
         await asyncio.sleep(pause)
         stream.close()
 
-    for _ in range(5):
+    for _ in range(10):
         # 50 at a time on 16 places: cancelled in the queue, mid-prefill and in decode.
         for start in range(0, 100, 50):
             await asyncio.gather(
@@ -128,7 +132,7 @@ async def test_500_random_cancels_leave_nothing_in_engine_or_runner(
     async with asyncio.timeout(30):
         while engine.stats.num_running or engine.num_queued:
             await asyncio.sleep(0.01)
-    assert engine.stats.finished["cancelled"] > 100
+    assert engine.stats.finished["cancelled"] > 200
     assert engine.stats.kv_used_ratio == 0.0
     assert not runner._kept
     request = mixed_requests(1)[0]
@@ -136,3 +140,52 @@ async def test_500_random_cancels_leave_nothing_in_engine_or_runner(
     oracle = Oracle.from_pretrained(checkpoint_path, dtype=torch.float32).eval()
     assert await tokens(stream) == expected_tokens(oracle, runner, request)
     await asyncio.to_thread(engine.stop)
+
+
+async def answers(engine: Engine, requests: list[GenerateRequest]) -> dict[str, list[int] | str]:
+    """Each request's tokens, or the error it ended with."""
+
+    async def one(stream: TokenStream) -> list[int] | str:
+        events = [event async for event in stream]
+        error = events[-1].error
+        return str(error) if error else [e.token_id for e in events if e.token_id is not None]
+
+    engine.start()
+    streams = engine.submit(requests)
+    found = await asyncio.gather(*map(one, streams))
+    await asyncio.to_thread(engine.stop)
+    return {request.request_id: answer for request, answer in zip(requests, found, strict=True)}
+
+
+@pytest.mark.parametrize("where", ["encode", "prefill and decode"])
+async def test_running_out_of_memory_fails_only_what_does_not_fit_alone(
+    checkpoint_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    requests = mixed_requests(8)
+    expected = await answers(build_engine(runner_for(checkpoint_path), 256, 512), requests)
+    runner = runner_for(checkpoint_path)
+    doomed = next(request for request in requests if request.images)
+    encode, logits = runner.vision.encode, runner._text.logits
+
+    def encode_or_fail(images: Seq[ImageInput]) -> list[ImageEmbeddings]:
+        if len(images) > 2 or any(image in doomed.images for image in images):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(images)
+
+    def logits_or_fail(inputs: TextInputs, cache: KVCache) -> torch.Tensor:
+        if len(inputs.sample_rows) > 3:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+        return logits(inputs, cache)
+
+    if where == "encode":
+        monkeypatch.setattr(runner.vision, "encode", encode_or_fail)
+    else:
+        monkeypatch.setattr(runner._text, "logits", logits_or_fail)
+    engine = build_engine(runner, 256, 512)
+    found = await answers(engine, requests)
+    assert engine.stats.num_oom > 0
+    assert engine.stats.kv_used_ratio == 0.0
+    if where == "encode":
+        assert "out of device memory" in str(found.pop(doomed.request_id))
+        del expected[doomed.request_id]
+    assert found == expected

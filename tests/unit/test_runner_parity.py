@@ -13,7 +13,7 @@ from model.engine.sequence import Sequence
 from model.runner.runner import TorchRunner, load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import IMAGE_PAD, Shape, make_checkpoint
-from tests.unit.runner_driver import Driver, Part, make_request
+from tests.unit.runner_driver import Driver, Part, make_request, processor_patches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,9 @@ def expected_tokens(oracle: Oracle, runner: TorchRunner, request: GenerateReques
     ids = torch.tensor([request.prompt_token_ids])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if request.images:
-        inputs["pixel_values"] = torch.cat([runner.vision.patches(i).cpu() for i in request.images])
+        inputs["pixel_values"] = torch.cat(
+            [processor_patches(runner.vision, i).cpu() for i in request.images]
+        )
         inputs["image_grid_thw"] = torch.tensor(
             [[1, i.grid_height, i.grid_width] for i in request.images]
         )

@@ -1,0 +1,76 @@
+/* What a decoder layer does between its matrix products, for CPUs, in one pass each.
+ *
+ * Plain C without torch's headers: the Python side hands over addresses. Every function exists for
+ * float (suffix _f32) and bfloat16 (_bf16); sums are taken in float. Rows are shared out among
+ * OpenMP's threads.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* The compiler's own vectors, as wide as the processor that runs this has them. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define KERNEL
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* Tokens whose scores are held at once, and query heads that share a key head. */
+#define TILE 32
+#define CACHE_LINE 64
+#define MAX_GROUP 32
+#define MAX_HEAD_DIM 256
+
+INLINE float bf16_to_float(uint16_t value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float result;
+    memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+INLINE uint16_t float_to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    /* Round to nearest, ties to even; NaN stays NaN. */
+    if (value != value) return (uint16_t)((bits >> 16) | 0x40);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* exp for x <= 0, to two units in the last place; vectorises, unlike libm's. */
+INLINE float exp_negative(float x) {
+    float whole = floorf(x * 1.44269504f + 0.5f);
+    whole = whole < -126.0f ? -126.0f : whole;
+    /* The logarithm of 2 in two parts, of which the first times a whole number is exact. As calls,
+     * because sums may be compiled in any order, which lets them vectorise. */
+    float rest = fmaf(whole, 2.12194440e-4f, fmaf(whole, -0.693359375f, x));
+    float power = 1.0f / 5040;
+    power = power * rest + 1.0f / 720;
+    power = power * rest + 1.0f / 120;
+    power = power * rest + 1.0f / 24;
+    power = power * rest + 1.0f / 6;
+    power = power * rest + 0.5f;
+    power = power * rest + 1.0f;
+    power = power * rest + 1.0f;
+    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+    float two;
+    memcpy(&two, &bits, sizeof two);
+    return x < -87.0f ? 0.0f : power * two;
+}
+
+#define NAME(name) name##_f32
+#define ELEMENT float
+#define LOAD(x) (x)
+#define STORE(x) (x)
+#include "cpu_kernels.inc"
+#undef NAME
+#undef ELEMENT
+#undef LOAD
+#undef STORE
+
+#define NAME(name) name##_bf16
+#define ELEMENT uint16_t
+#define LOAD(x) bf16_to_float(x)
+#define STORE(x) float_to_bf16(x)
+#include "cpu_kernels.inc"
