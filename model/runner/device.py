@@ -1,21 +1,51 @@
-"""Which device and number format a model runs in."""
+"""Which device and number format a model runs in, and how a device's errors are told."""
 
 from __future__ import annotations
 
 import platform
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from model.engine.batch import DeviceFailure, OutOfDeviceMemory
 from model.settings import Dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CPU_INFO = Path("/proc/cpuinfo")
 # x86 has AVX512_BF16 or AMX tiles; Arm lists the same ability as plain "bf16".
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
+# What torch, CUDA and its libraries say when memory is all that is missing.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+)
+DEVICE_ERRORS = ("CUDA error", "Triton Error [CUDA]", "cuDNN error", "cudaError")
+
+
 class UnusableSetting(Exception):
     """A setting this machine cannot honour; its text is one sentence for the operator."""
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Tell a device's errors as the engine knows them; others pass."""
+    try:
+        yield
+    except RuntimeError as e:
+        text = str(e)
+        if any(words in text for words in OUT_OF_MEMORY) or isinstance(e, torch.OutOfMemoryError):
+            raise OutOfDeviceMemory(text) from e
+        if isinstance(e, torch.AcceleratorError) or any(words in text for words in DEVICE_ERRORS):
+            raise DeviceFailure(text) from e
+        raise
 
 
 def resolve_device(name: str) -> torch.device:

@@ -23,6 +23,14 @@ from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from model.checkpoint import CheckpointError
+from model.runner.placement import Placement
+from model.runner.quantize import (
+    QuantizedLinear,
+    empty_quantized_layers,
+    log_memory,
+    saved_shapes,
+)
+from model.settings import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,18 +98,44 @@ class _Reporter:
 
 
 def load_model(
-    path: Path, device: torch.device, dtype: torch.dtype, progress: LoadProgress | None = None
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: LoadProgress | None = None,
+    quantization: Quantization = Quantization.NONE,
 ) -> PreTrainedModel:
-    """Build the model a folder describes and fill it; returns it in eval mode, without gradients.
+    """Build the model a folder describes and fill it on one device."""
+    model = empty_model(path, dtype, quantization)
+    placement = Placement.on(device, len(model.model.language_model.layers))
+    return fill_model(model, path, placement, dtype, progress)
 
-    Buffers that are not saved (rotary frequencies) stay float32, as from_pretrained leaves them.
-    """
+
+def empty_model(
+    path: Path, dtype: torch.dtype, quantization: Quantization = Quantization.NONE
+) -> PreTrainedModel:
+    """The model a folder describes, its weights on `meta` in their final sizes."""
     config = _read_config(path)
     with init_empty_weights(include_buffers=False):
         model = Qwen3VLForConditionalGeneration(config)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    empty_quantized_layers(model, quantization, dtype)
+    return model
+
+
+def fill_model(
+    model: PreTrainedModel,
+    path: Path,
+    placement: Placement,
+    dtype: torch.dtype,
+    progress: LoadProgress | None = None,
+) -> PreTrainedModel:
+    """Give an empty model the folder's weights; returns it in eval mode, without gradients.
+
+    A quantized layer takes each weight as it is read, so that no more than one is held whole.
+    Buffers that are not saved (rotary frequencies) stay float32, as from_pretrained leaves them.
+    """
+    expected = saved_shapes(model)
     tensors = list(_saved_tensors(path, set(expected)))
-    tied = config.tie_word_embeddings
+    tied = model.config.tie_word_embeddings
     if tied and all(tensor.parameter != HEAD for tensor in tensors):
         del expected[HEAD]
     saved = _match(path, tensors, expected)
@@ -109,14 +143,15 @@ def load_model(
     reporter.progress.total_bytes = sum(tensor.num_bytes for tensor in saved)
     reporter.start()
     try:
-        _fill(model, saved, device, dtype, reporter)
+        _fill(model, saved, placement, dtype, reporter)
     finally:
         reporter.stop()
     if tied:
         _tie(model, head_saved=HEAD in expected)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+    for name, module in model.named_modules():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            setattr(module, leaf, buffer.to(placement.of(name)))
+    log_memory(model, dtype)
     return model.eval().requires_grad_(False)
 
 
@@ -139,7 +174,8 @@ def _read_config(path: Path) -> Qwen3VLConfig:
         method = dict(quantization).get("quant_method", "unknown")
         raise CheckpointError(
             f"{path / 'config.json'} has quantization_config {method!r}; "
-            "this server loads float weights (F32, F16, BF16)"
+            "this server loads float weights (F32, F16, BF16), of which --quantization makes 8 or "
+            "4 bits"
         )
     return config
 
@@ -236,30 +272,43 @@ def _match(
 def _fill(
     model: PreTrainedModel,
     saved: list[SavedTensor],
-    device: torch.device,
+    placement: Placement,
     dtype: torch.dtype,
     reporter: _Reporter,
 ) -> None:
-    for file, tensors in _mappings(saved):
-        with _opened(file, device) as handle:
+    for device, tensors in _mappings(saved, placement):
+        with _opened(tensors[0].file, device) as handle:
             for tensor in tensors:
-                parent, _, leaf = tensor.parameter.rpartition(".")
-                value = _read(handle, tensor, device, dtype)
-                setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+                _put(model, tensor.parameter, _read(handle, tensor, device, dtype))
                 reporter.advance(tensor.num_bytes)
 
 
-def _mappings(saved: list[SavedTensor]) -> Iterator[tuple[Path, list[SavedTensor]]]:
-    """Tensors in groups that are read through one mapping of their file."""
+def _put(model: PreTrainedModel, parameter: str, value: Tensor) -> None:
+    parent, _, leaf = parameter.rpartition(".")
+    module = model.get_submodule(parent)
+    if isinstance(module, QuantizedLinear) and leaf == "weight":
+        module.fill(value)
+    else:
+        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+
+
+def _mappings(
+    saved: list[SavedTensor], placement: Placement
+) -> Iterator[tuple[torch.device, list[SavedTensor]]]:
+    """Tensors in groups that are read through one mapping of their file, each for one device."""
     group: list[SavedTensor] = []
-    for tensor in sorted(saved, key=lambda t: (t.file, t.key)):
+
+    def source(tensor: SavedTensor) -> tuple[Path, str]:
+        return tensor.file, str(placement.of(tensor.parameter))
+
+    for tensor in sorted(saved, key=lambda t: (*source(t), t.key)):
         full = sum(t.num_bytes for t in group) >= REMAP_BYTES
-        if group and (full or group[0].file != tensor.file):
-            yield group[0].file, group
+        if group and (full or source(group[0]) != source(tensor)):
+            yield placement.of(group[0].parameter), group
             group = []
         group.append(tensor)
     if group:
-        yield group[0].file, group
+        yield placement.of(group[0].parameter), group
 
 
 def _read(

@@ -15,16 +15,22 @@ import torch
 from model.engine.batch import FinishedStep, ScheduledBatch, ScheduledImage, ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, ImageInput, SamplingParams
-from model.runner.device import resolve_device, resolve_dtype
+from model.runner.device import device_errors, resolve_dtype
 from model.runner.embeddings import EmbeddingCache, embedding_key
-from model.runner.fast_text import FastTextModel
+from model.runner.fast_text import FastTextModel, num_deepstack_layers
+from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry, TorchKernels
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
-from model.runner.loader import LoadProgress, load_model
+from model.runner.loader import LoadProgress, empty_model, fill_model
+from model.runner.native import NativeKernels, load_library
+from model.runner.placement import Placement, choose_placement, resolve_devices
 from model.runner.positions import PromptPositions, prompt_positions
+from model.runner.quantize import check_quantization
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
-from model.runner.sampler import row_of, sample
-from model.runner.vision import ImageEmbeddings, LinearPatchEmbed, VisionEncoder
+from model.runner.rows import RowSource
+from model.runner.sampler import sample
+from model.runner.spread import SpreadKVCache, SpreadTextModel, num_spread_blocks
+from model.runner.vision import ImageEmbeddings, ReferenceTower, VisionEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,10 +39,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from model.checkpoint import Checkpoint
+    from model.engine.batch import LaunchedStep
     from model.runner.embeddings import Key
+    from model.runner.kernels import TextKernels
     from model.settings import EngineSettings, Settings
 
 logger = logging.getLogger(__name__)
+
+# A CPU's products are at their best with a few hundred rows; more only make others wait.
+BATCHED_TOKENS_CPU = 512
+BATCHED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +71,29 @@ class TorchRunner:
     """The engine's Runner over a transformers model."""
 
     def __init__(
-        self, model: PreTrainedModel, checkpoint: Checkpoint, settings: EngineSettings
+        self,
+        model: PreTrainedModel,
+        checkpoint: Checkpoint,
+        settings: EngineSettings,
+        placement: Placement | None = None,
     ) -> None:
         self.model = model
-        weight = model.lm_head.weight
+        weight = model.model.language_model.embed_tokens.weight
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
         self._checkpoint = checkpoint
         self._settings = settings
         self._weight_bytes = _weight_bytes(model)
-        self._text = _text_model(model, settings, self.device, self.dtype)
-        tower = model.model.visual
-        tower.patch_embed = LinearPatchEmbed(tower.patch_embed.proj)
+        num_layers = model.config.text_config.num_hidden_layers
+        self.placement = placement or Placement.on(self.device, num_layers)
+        self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
+        self._text = self._make_text(model)
+        visual = model.model.visual
+        tower = ReferenceTower(visual) if settings.reference else FastVisionTower(visual)
         self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
         self.embedding_cache = EmbeddingCache(settings.embedding_cache_bytes)
         self._kept: dict[Sequence, _Kept] = {}
-        self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
+        self._rows = RowSource(checkpoint)
         self.cache = self._allocate()
 
     @property
@@ -92,21 +111,26 @@ class TorchRunner:
         return RunnerMemory(self._weight_bytes, self.cache.num_bytes)
 
     @property
+    def max_batched_tokens(self) -> int:
+        """What is set, else what suits the device."""
+        on_device = BATCHED_TOKENS_CPU if self.device.type == "cpu" else BATCHED_TOKENS
+        return self._settings.max_batched_tokens or on_device
+
+    @property
     def overlaps(self) -> bool:
         """Never: a step's tokens are known when it returns."""
         return False
 
     @torch.inference_mode()
-    def execute(self, batch: ScheduledBatch) -> FinishedStep:
-        """Run one step."""
-        self._encode(batch.images)
-        if not batch.sequences:
-            return FinishedStep([])
-        inputs = self._inputs(batch.sequences)
-        logits = self._text.logits(inputs, self.cache)
-        eos = self._checkpoint.eos_token_ids
-        rows = [row_of(share, eos) for share in batch.sequences if share.samples]
-        tokens = sample(logits, rows)
+    def execute(self, batch: ScheduledBatch) -> LaunchedStep:
+        """Run one step; raises OutOfDeviceMemory, DeviceFailure."""
+        with device_errors():
+            self._encode(batch.images)
+            if not batch.sequences:
+                return FinishedStep([])
+            inputs = self._inputs(batch.sequences)
+            logits = self._text.logits(inputs, self.cache)
+            tokens = sample(logits, self._rows.rows(batch.sequences))
         self._drop_used(batch.sequences)
         return FinishedStep(tokens)
 
@@ -116,6 +140,8 @@ class TorchRunner:
 
     def release(self, sequences: Iterable[Sequence]) -> None:
         """Forget what is kept for these; unknown ones are fine."""
+        sequences = list(sequences)
+        self._rows.release(sequences)
         for sequence in sequences:
             self._kept.pop(sequence, None)
 
@@ -218,11 +244,24 @@ class TorchRunner:
             for index in [i for i in kept.embeddings if images[i].end <= share.end]:
                 del kept.embeddings[index]
 
+    def _make_text(self, model: PreTrainedModel) -> TextModel | FastTextModel:
+        return _text_model(model, self._settings, self.placement, self._shape)
+
     def _allocate(self) -> KVCache:
         limit = self._checkpoint.max_model_len(self._settings.max_model_len)
-        num_blocks = size_kv_cache(
-            self._settings, self._shape, limit, self.device, self._measure_activations
-        )
+
+        def size(shape: KVShape, device: torch.device) -> int:
+            return size_kv_cache(self._settings, shape, limit, device, self._measure_activations)
+
+        if self.placement.spread and self._settings.kv_cache_bytes is None:
+            num_blocks = num_spread_blocks(self._shape, self.placement, size)
+        else:
+            num_blocks = size(self._shape, self.device)
+        return self._new_cache(num_blocks)
+
+    def _new_cache(self, num_blocks: int) -> KVCache:
+        if self.placement.spread:
+            return SpreadKVCache(self._shape, num_blocks, self.placement)
         return KVCache(self._shape, num_blocks, self.device)
 
     def _measure_activations(self) -> int:
@@ -230,9 +269,9 @@ class TorchRunner:
         checkpoint, settings = self._checkpoint, self._settings
         most = checkpoint.max_pixels // checkpoint.pixels_per_token
         side = max(1, int(min(most, settings.max_encoder_tokens) ** 0.5))
-        num_tokens = max(settings.max_batched_tokens, side * side)
+        num_tokens = max(self.max_batched_tokens, side * side)
         num_blocks = -(-num_tokens // self.block_size) + 1
-        self.cache = KVCache(self._shape, num_blocks, self.device)
+        self.cache = self._new_cache(num_blocks)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -281,25 +320,55 @@ class TorchRunner:
 def load_runner(
     settings: Settings, checkpoint: Checkpoint, progress: LoadProgress | None = None
 ) -> TorchRunner:
-    """Load a checkpoint onto the device the settings name, and size its KV cache.
+    """Load a checkpoint onto the devices the settings name, and size its KV cache.
 
     Raises CheckpointError, UnusableSetting.
     """
-    device = resolve_device(settings.model.device)
-    dtype = resolve_dtype(settings.model.dtype, checkpoint.dtype, device)
-    model = load_model(checkpoint.path, device, dtype, progress)
-    return TorchRunner(model, checkpoint, settings.engine)
+    wanted = settings.model
+    device = resolve_devices(wanted.device)[0]
+    dtype = resolve_dtype(wanted.dtype, checkpoint.dtype, device)
+    check_quantization(wanted.quantization, device, dtype)
+    model = empty_model(checkpoint.path, dtype, wanted.quantization)
+    placement = choose_placement(model, wanted.device, dtype, settings.engine.memory_ratio)
+    fill_model(model, checkpoint.path, placement, dtype, progress)
+    runner = _runner_class(model, placement, dtype, settings.engine)
+    return runner(model, checkpoint, settings.engine, placement)
+
+
+def _runner_class(
+    model: PreTrainedModel, placement: Placement, dtype: torch.dtype, settings: EngineSettings
+) -> type[TorchRunner]:
+    """The runner that is fastest on these devices and works here."""
+    device = placement.first
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or placement.spread or settings.reference or not half:
+        return TorchRunner
+    try:
+        from model.runner.cuda_runner import CudaRunner, probe
+
+        probe(model, settings.block_size, device, dtype)
+    except Exception as e:  # no Triton, no C compiler for it, a device or heads it does not know …
+        logger.warning("CUDA runs without kernels of its own, slower: %s", e)
+        return TorchRunner
+    return CudaRunner
 
 
 def _text_model(
-    model: PreTrainedModel, settings: EngineSettings, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel, settings: EngineSettings, placement: Placement, shape: KVShape
 ) -> TextModel | FastTextModel:
-    if settings.reference:
+    if placement.spread:
+        return SpreadTextModel(model, settings.block_size, placement)
+    # No published model, but a legal one: the fast path's last layer knows sampled rows only.
+    shallow = num_deepstack_layers(model) >= model.config.text_config.num_hidden_layers
+    if settings.reference or shallow:
         return TextModel(model, settings.block_size)
-    geometry = TextGeometry.of(model)
-    return FastTextModel(
-        model, geometry, TorchKernels(geometry, settings.block_size, device, dtype)
-    )
+    geometry, device = TextGeometry.of(model), placement.first
+    kernels: TextKernels
+    if device.type == "cpu" and (library := load_library(geometry, shape.dtype)) is not None:
+        kernels = NativeKernels(geometry, settings.block_size, shape.dtype, library)
+    else:
+        kernels = TorchKernels(geometry, settings.block_size, device, shape.dtype)
+    return FastTextModel(model, geometry, kernels)
 
 
 def _weight_bytes(model: PreTrainedModel) -> int:

@@ -31,6 +31,7 @@ ALIASES = {
     "model_id": ("model", "id"),
     "model_revision": ("model", "revision"),
     "dtype": ("model", "dtype"),
+    "quantization": ("model", "quantization"),
     "http_port": ("server", "http_port"),
     "grpc_port": ("server", "grpc_port"),
     "timeout_keep_alive": ("server", "keep_alive_seconds"),
@@ -63,6 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--model_id", help="name on the model hub")
     group.add_argument("--model_revision", help="branch, tag or commit on the hub")
     group.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"])
+    group.add_argument(
+        "--quantization",
+        "-q",
+        choices=["none", "bitsandbytes", "bitsandbytes-8bit", "bitsandbytes-4bit"],
+        help="8 or 4 bits for the decoder layers; bitsandbytes means 4, as in vLLM",
+    )
     for section, name, description, default in _fields():
         kebab = name.replace("_", "-")
         spellings = dict.fromkeys([f"--{section}.{kebab}", f"--{section}.{name}"])
