@@ -57,7 +57,7 @@ class Shape:
     vocab_size: int = 320
     hidden_size: int = 64
     intermediate_size: int = 128
-    num_layers: int = 3
+    num_layers: int = 4
     num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 16

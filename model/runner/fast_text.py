@@ -56,7 +56,6 @@ class FastTextModel:
         self, model: PreTrainedModel, geometry: TextGeometry, kernels: TextKernels
     ) -> None:
         assert model.config.text_config.hidden_act == "silu", "every Qwen3-VL has it"
-        assert num_deepstack_layers(model) < len(model.model.language_model.layers)
         language_model = model.model.language_model
         self._geometry = geometry
         self._kernels = kernels
@@ -86,12 +85,13 @@ class FastTextModel:
         rotation = rotation_of(inputs.positions, self._geometry, hidden.dtype)
         normal = kernels.rms_norm(hidden, self._layers[0].input_norm)
         last = len(self._layers) - 1
+        # Of the last layer only the rows that choose a token are read, unless DeepStack reaches it.
+        trims = images is None or len(images.deepstack) <= last
         for index, layer in enumerate(self._layers):
             attended = kernels.attention(
                 index, layer.qkv(normal), layer.qk_norm, rotation, cache, inputs.attention
             )
-            if index == last:
-                # From here on only the rows that choose a token are read.
+            if index == last and trims:
                 if len(inputs.sample_rows) == 0:
                     return hidden.new_empty((0, self._head.out_features), dtype=torch.float32)
                 hidden = hidden.index_select(0, inputs.sample_rows)
@@ -102,13 +102,11 @@ class FastTextModel:
                 update.index_add_(0, images.rows, images.deepstack[index])
             if index < last:
                 normal = kernels.add_rms_norm(hidden, update, self._layers[index + 1].input_norm)
-        logits: Tensor = self._head(kernels.add_rms_norm(hidden, update, self._norm))
+        normal = kernels.add_rms_norm(hidden, update, self._norm)
+        if not trims:
+            normal = normal.index_select(0, inputs.sample_rows)
+        logits: Tensor = self._head(normal)
         return logits.to(torch.float32)
-
-
-def num_deepstack_layers(model: PreTrainedModel) -> int:
-    """How many of the first text layers get embeddings from inside the vision tower."""
-    return len(model.config.vision_config.deepstack_visual_indexes)
 
 
 def _take(layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry) -> _Layer:

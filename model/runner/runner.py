@@ -17,7 +17,7 @@ from model.engine.sequence import Sequence
 from model.request import GenerateRequest, ImageInput, SamplingParams
 from model.runner.device import device_errors, resolve_dtype
 from model.runner.embeddings import EmbeddingCache, embedding_key
-from model.runner.fast_text import FastTextModel, num_deepstack_layers
+from model.runner.fast_text import FastTextModel
 from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry, TorchKernels
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
@@ -358,9 +358,7 @@ def _text_model(
 ) -> TextModel | FastTextModel:
     if placement.spread:
         return SpreadTextModel(model, settings.block_size, placement)
-    # No published model, but a legal one: the fast path's last layer knows sampled rows only.
-    shallow = num_deepstack_layers(model) >= model.config.text_config.num_hidden_layers
-    if settings.reference or shallow:
+    if settings.reference:
         return TextModel(model, settings.block_size)
     geometry, device = TextGeometry.of(model), placement.first
     kernels: TextKernels

@@ -11,7 +11,7 @@ from torch import nn
 from model.checkpoint import read_checkpoint
 from model.engine.batch import ScheduledBatch, ScheduledImage, ScheduledSequence
 from model.engine.sequence import Sequence
-from model.runner.fast_text import fuse
+from model.runner.fast_text import FastTextModel, fuse
 from model.runner.kernels import Rotation, rms_norm, rotate
 from model.runner.runner import load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
@@ -28,15 +28,23 @@ if TYPE_CHECKING:
 PROMPTS: list[list[Part]] = [[9], [3, (2, 3), 7], [20, (5, 2), (1, 3), 2]]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(
+    scope="module",
+    params=[Shape(tied=True, num_layers=5), Shape(tied=False, num_layers=5), Shape(num_layers=3)],
+    ids=["tied", "untied", "DeepStack in every layer"],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), Shape(tied=request.param))
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
 
 
 def runner_of(folder: Path, dtype: Dtype, *, reference: bool) -> TorchRunner:
     engine = EngineSettings(kv_cache_bytes=1 << 20, reference=reference)
     settings = Settings(model=ModelSettings(device="cpu", dtype=dtype), engine=engine)
     return load_runner(settings, read_checkpoint(folder))
+
+
+def test_the_fast_path_is_what_serves(folder: Path) -> None:
+    assert isinstance(runner_of(folder, Dtype.FLOAT32, reference=False)._text, FastTextModel)
 
 
 def logits_of(folder: Path, dtype: Dtype, *, reference: bool) -> torch.Tensor:

@@ -29,7 +29,7 @@ BLOCK_BYTES = 2 * 3 * 16 * 2 * 16 * 4
 
 @pytest.fixture(scope="module")
 def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), Shape())
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), Shape(num_layers=3))
 
 
 def make_runner(path: Path, dtype: Dtype = Dtype.FLOAT32, **engine: Any) -> TorchRunner:
