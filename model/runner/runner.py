@@ -15,17 +15,15 @@ import torch
 from model.engine.batch import FinishedStep, ScheduledBatch, ScheduledImage, ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, ImageInput, SamplingParams
-from model.runner.device import device_errors, resolve_dtype
+from model.runner.device import device_errors
 from model.runner.embeddings import EmbeddingCache, embedding_key
 from model.runner.fast_text import FastTextModel
 from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry, TorchKernels
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
-from model.runner.loader import LoadProgress, empty_model, fill_model
 from model.runner.native import NativeKernels, load_library
-from model.runner.placement import Placement, choose_placement, resolve_devices
+from model.runner.placement import Placement
 from model.runner.positions import PromptPositions, prompt_positions
-from model.runner.quantize import check_quantization
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.rows import RowSource
 from model.runner.sampler import sample
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from model.engine.batch import LaunchedStep
     from model.runner.embeddings import Key
     from model.runner.kernels import TextKernels
-    from model.settings import EngineSettings, Settings
+    from model.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -315,42 +313,6 @@ class TorchRunner:
         )
         ids = [checkpoint.image_token_id] * image.num_tokens + [0] * (num_tokens - image.num_tokens)
         return GenerateRequest("warm-up", tuple(ids), SamplingParams(), seed=0, images=(image,))
-
-
-def load_runner(
-    settings: Settings, checkpoint: Checkpoint, progress: LoadProgress | None = None
-) -> TorchRunner:
-    """Load a checkpoint onto the devices the settings name, and size its KV cache.
-
-    Raises CheckpointError, UnusableSetting.
-    """
-    wanted = settings.model
-    device = resolve_devices(wanted.device)[0]
-    dtype = resolve_dtype(wanted.dtype, checkpoint.dtype, device)
-    check_quantization(wanted.quantization, device, dtype)
-    model = empty_model(checkpoint.path, dtype, wanted.quantization)
-    placement = choose_placement(model, wanted.device, dtype, settings.engine.memory_ratio)
-    fill_model(model, checkpoint.path, placement, dtype, progress)
-    runner = _runner_class(model, placement, dtype, settings.engine)
-    return runner(model, checkpoint, settings.engine, placement)
-
-
-def _runner_class(
-    model: PreTrainedModel, placement: Placement, dtype: torch.dtype, settings: EngineSettings
-) -> type[TorchRunner]:
-    """The runner that is fastest on these devices and works here."""
-    device = placement.first
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device.type != "cuda" or placement.spread or settings.reference or not half:
-        return TorchRunner
-    try:
-        from model.runner.cuda_runner import CudaRunner, probe
-
-        probe(model, settings.block_size, device, dtype)
-    except Exception as e:  # no Triton, no C compiler for it, a device or heads it does not know …
-        logger.warning("CUDA runs without kernels of its own, slower: %s", e)
-        return TorchRunner
-    return CudaRunner
 
 
 def _text_model(

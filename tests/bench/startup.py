@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
-TIMEOUT_SECONDS = 120.0
+from tests.bench.rounds import progress
+from tests.bench.servers import free_port
+from tests.bench.tables import Section
+
+if TYPE_CHECKING:
+    from tests.bench.rounds import Plan
+
+TIMEOUT_SECONDS: Final = 120.0
 
 
-def measure_startup(rounds: int = 3) -> None:
-    """Print medians over `rounds` starts of the real process."""
-    listening, ready, peaks = zip(*(_start_once() for _ in range(rounds)), strict=True)
-    print("\n| bundled server | median |\n|---|---|")
-    print(f"| process start to listening | {statistics.median(listening):.2f} s |")
-    print(f"| process start to ready | {statistics.median(ready):.2f} s |")
-    print(f"| peak resident memory | {statistics.median(peaks):.0f} MiB |")
+def measure_startup(plan: Plan) -> Section:
+    """Medians over starts of the real process, as a table of their own."""
+    progress("starting the bundled server")
+    starts = [_start_once() for _ in range(plan.rounds)]
+    listening, ready, peak = map(statistics.median, zip(*starts, strict=True))
+    rows = (
+        f"| bundled server | median of {plan.rounds} |",
+        "|---|---|",
+        f"| process start to listening | {listening:.2f} s |",
+        f"| process start to ready | {ready:.2f} s |",
+        f"| peak resident memory | {peak:.0f} MiB |",
+    )
+    return Section(notes=("\n".join(rows),))
 
 
 def _start_once() -> tuple[float, float, float]:
     """Seconds to listening, seconds to ready, peak MiB."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "model", "--http_port", str(port), "--grpc_port", "0"],

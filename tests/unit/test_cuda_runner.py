@@ -32,9 +32,10 @@ from model.request import SamplingParams
 from model.runner.cuda_graphs import BUCKETS, bucket_of, buckets_for, padded_arrays, resolve_ids
 from model.runner.cuda_runner import CudaRunner, CudaStep, probe
 from model.runner.device import device_errors
+from model.runner.load import _runner_class, load_runner
 from model.runner.loader import load_model
 from model.runner.placement import Placement
-from model.runner.runner import TorchRunner, _runner_class, load_runner
+from model.runner.runner import TorchRunner
 from model.runner.sampler import Chosen
 from model.settings import EngineSettings, ModelSettings, Settings
 from tests.checkpoints import Shape, make_checkpoint

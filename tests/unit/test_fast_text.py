@@ -13,7 +13,7 @@ from model.engine.batch import ScheduledBatch, ScheduledImage, ScheduledSequence
 from model.engine.sequence import Sequence
 from model.runner.fast_text import FastTextModel, fuse
 from model.runner.kernels import Rotation, rms_norm, rotate
-from model.runner.runner import load_runner
+from model.runner.load import load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import Shape, make_checkpoint
 from tests.unit.runner_driver import Driver, Part, make_request

@@ -27,7 +27,7 @@ from model.engine.sequence import Sequence
 from model.errors import InvalidRequest
 from model.request import FinishReason, GenerateRequest, SamplingParams
 from model.runner.grammar import Grammars, without
-from model.runner.runner import load_runner
+from model.runner.load import load_runner
 from model.serving.generation import Prompt, derived_seed
 from model.serving.images import PixelBounds
 from model.serving.kserve_model import Loaded, Qwen3VLModel, _build_pipeline

@@ -15,10 +15,10 @@ from model.checkpoint import read_checkpoint
 from model.runner import placement as placement_module
 from model.runner.device import UnusableSetting
 from model.runner.kv_cache import KVShape
+from model.runner.load import load_runner
 from model.runner.loader import empty_model, load_model
 from model.runner.placement import Placement, choose_placement, place_layers, resolve_devices
 from model.runner.quantize import QuantizedLinear
-from model.runner.runner import load_runner
 from model.runner.spread import MovableMetadata, SpreadKVCache, SpreadTextModel, num_spread_blocks
 from model.settings import Dtype, EngineSettings, ModelSettings, Quantization, Settings
 from tests.checkpoints import Shape, make_checkpoint

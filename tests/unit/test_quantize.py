@@ -22,9 +22,9 @@ from model.demo.evaluate import Answerer, Prompt
 from model.runner import quantize
 from model.runner.device import UnusableSetting
 from model.runner.fast_text import fuse
+from model.runner.load import load_runner
 from model.runner.loader import load_model
 from model.runner.quantize import QuantizedLinear, check_quantization
-from model.runner.runner import load_runner
 from model.serving.arguments import SettingsError, parse_settings
 from model.settings import Dtype, EngineSettings, ModelSettings, Quantization, Settings
 from tests.checkpoints import Shape, make_checkpoint

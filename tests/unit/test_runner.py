@@ -12,8 +12,8 @@ from model.engine.sequence import Sequence
 from model.request import SamplingParams
 from model.runner.device import UnusableSetting
 from model.runner.kv_cache import DEFAULT_CPU_BYTES, KVShape, size_kv_cache
+from model.runner.load import load_runner
 from model.runner.loader import load_model
-from model.runner.runner import TorchRunner, load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import Shape, make_checkpoint
 from tests.unit.runner_driver import Driver, make_request
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.engine.batch import Runner
+    from model.runner.runner import TorchRunner
 
 CPU = torch.device("cpu")
 BLOCK_BYTES = 2 * 3 * 16 * 2 * 16 * 4

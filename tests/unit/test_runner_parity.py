@@ -10,7 +10,7 @@ from transformers import Qwen3VLForConditionalGeneration as Oracle
 
 from model.checkpoint import read_checkpoint
 from model.engine.sequence import Sequence
-from model.runner.runner import TorchRunner, load_runner
+from model.runner.load import load_runner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import IMAGE_PAD, Shape, make_checkpoint
 from tests.unit.runner_driver import Driver, Part, make_request, processor_patches
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model.request import GenerateRequest
+    from model.runner.runner import TorchRunner
 
 NUM_TOKENS = 12
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

@@ -1,0 +1,133 @@
+"""The engine inside this process: beside transformers' `generate`, and beneath its own server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from model.__main__ import load
+from model.request import SamplingParams
+from model.serving.generation import Prompt
+from model.serving.images import PixelBounds
+from model.serving.kserve_model import Qwen3VLModel
+from model.settings import Dtype, ModelSettings, Settings
+from tests.bench.client import Round
+from tests.bench.machine import dtypes
+from tests.bench.peers import SequentialGenerate
+from tests.bench.rounds import alternate, pairs, progress
+from tests.bench.servers import our_server, running
+from tests.bench.tables import Pair, Row, Section, at_least
+from tests.bench.work import CHAT, DESCRIBE, PROMPT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from collections.abc import Sequence as Seq
+    from pathlib import Path
+
+    from model.serving.generation import Pipeline
+    from tests.bench.rounds import Plan
+    from tests.bench.servers import RunningServer
+    from tests.bench.work import Work
+
+NUM_SEQUENTIAL: Final = 3
+OVER_GENERATE: Final = at_least(5)
+# Streams of the server's overhead: as many as its default lets run at once, for each of the plan's.
+STREAMS_PER_CONCURRENCY: Final = 4
+SERVER_OVER_ENGINE: Final = at_least(0.95)
+
+
+class InProcessEngine:
+    """A started engine without a server around it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, model: Path, dtype: str) -> AsyncIterator[InProcessEngine]:
+        """With the settings that the server has by default."""
+        chosen = ModelSettings(dir=model, device="cpu", dtype=Dtype(dtype))
+        settings = Settings(model=chosen)
+        served = Qwen3VLModel(settings, lambda: load(settings))
+        await asyncio.to_thread(served.load)
+        await served.start_engine()
+        try:
+            yield cls(served.pipeline)
+        finally:
+            await asyncio.to_thread(served.stop)
+
+    async def at_once(self, pictures: Seq[bytes], work: Work) -> Round:
+        """All pictures at the same time, from their bytes to tokens."""
+        sampling = SamplingParams(
+            max_tokens=work.num_tokens, min_tokens=work.num_tokens, ignore_eos=True
+        )
+        started = time.perf_counter()
+        answers = await asyncio.gather(*(self._answer(one, sampling) for one in pictures))
+        return _round(answers, started, time.perf_counter())
+
+    async def _answer(self, picture: bytes, sampling: SamplingParams) -> list[float]:
+        """When each token came."""
+        prompt = Prompt.about([picture], PROMPT, sampling, PixelBounds())
+        [request] = await self._pipeline.prepare([prompt])
+        [stream] = self._pipeline.engine.submit([request])
+        times = [time.perf_counter() async for _ in stream]
+        assert len(times) == sampling.max_tokens, "every request must run its length"
+        return times
+
+
+def measure_over_generate(plan: Plan) -> Section:
+    """Many at once in the engine against one after the other in transformers."""
+    return Section(tuple(asyncio.run(_over_generate(plan, dtype)) for dtype in dtypes()))
+
+
+def measure_server_overhead(plan: Plan) -> Section:
+    """The server with all its protocols against its engine alone, under many long streams."""
+    dtype = dtypes()[-1]
+    progress(f"starting our server, {dtype}")
+    with running(our_server(plan.model, dtype)) as server:
+        return Section((asyncio.run(_server_over_engine(plan, dtype, server)),))
+
+
+async def _over_generate(plan: Plan, dtype: str) -> Row:
+    progress(f"engine and generate in this process, {dtype}")
+    peer = SequentialGenerate(plan.model, dtype)
+
+    async def theirs(number: int) -> float:
+        return peer.run(DESCRIBE.pictures(NUM_SEQUENTIAL, 3, number), DESCRIBE)
+
+    async with InProcessEngine.start(plan.model, dtype) as engine:
+
+        async def ours(number: int) -> float:
+            pictures = DESCRIBE.pictures(plan.concurrency, 3, number)
+            return (await engine.at_once(pictures, DESCRIBE)).tokens_per_second
+
+        rounds = await alternate(plan.rounds, ours, theirs)
+    work = f"{plan.concurrency} concurrent in the engine, {dtype}, vs sequential generate"
+    return Row(work, "throughput", "tok/s", tuple(Pair(*one) for one in rounds), OVER_GENERATE)
+
+
+async def _server_over_engine(plan: Plan, dtype: str, server: RunningServer) -> Row:
+    num_streams = STREAMS_PER_CONCURRENCY * plan.concurrency
+    async with server.client() as client, InProcessEngine.start(plan.model, dtype) as engine:
+        rounds = await alternate(
+            plan.rounds,
+            lambda number: client.at_once(CHAT.pictures(num_streams, 4, number), CHAT),
+            lambda number: engine.at_once(CHAT.pictures(num_streams, 4, number), CHAT),
+        )
+    work = f"server, {num_streams} streams of {CHAT.num_tokens} tokens, {dtype}, vs engine alone"
+    tokens = pairs(rounds, "tokens_per_second")
+    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE)
+
+
+def _round(answers: Seq[Seq[float]], started: float, ended: float) -> Round:
+    gaps = [b - a for times in answers for a, b in itertools.pairwise(times)]
+    return Round(
+        tokens_per_second=sum(map(len, answers)) / (ended - started),
+        ttft_seconds=statistics.median(times[0] for times in answers) - started,
+        itl_seconds=statistics.median(gaps),
+        latency_seconds=statistics.median(times[-1] for times in answers) - started,
+    )

@@ -1,0 +1,117 @@
+"""Whether the CUDA path gives the reference's answers on this machine's GPU."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.checkpoint import read_checkpoint
+from model.runner.cuda_runner import CudaRunner
+from model.runner.loader import load_model
+from model.runner.runner import TorchRunner, load_runner
+from model.settings import Dtype, EngineSettings, ModelSettings, Settings
+from tests.bench.gpu_parts import (
+    DEVICE,
+    Figure,
+    batch_of,
+    decoder_of,
+    make_sequences,
+    overlapped,
+)
+from tests.checkpoints import Shape, make_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CORRECTNESS = "correctness"
+
+
+def check_answers() -> Iterator[Figure]:
+    """Raises AssertionError where the CUDA path does not give the reference's answers."""
+    shape = Shape(
+        hidden_size=256, num_heads=8, head_dim=64, mrope_section=(12, 10, 10), num_layers=4
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_checkpoint(Path(name), shape, dtype=torch.bfloat16)
+        exact, torch_cuda = (_reference(folder, device) for device in ("cpu", DEVICE.type))
+        plain, recorded = (_cuda_runner(folder, graphs=graphs) for graphs in (False, True))
+        recorded.warm_up()
+        expected = _teacher_forced(exact)
+        ours = _distance(_teacher_forced(plain), expected)
+        rounded = _teacher_forced(torch_cuda)
+        theirs = _distance(rounded, expected)
+        note = f"bfloat16 against float32 on the CPU; transformers' own modules: {theirs:.2e}"
+        yield Figure(CORRECTNESS, "relative error of logits", ours, "", note)
+        assert ours < max(1.25 * theirs, 1e-2), "logits are farther off than rounding explains"
+        tolerance = float((rounded - expected).abs().max())
+        safe, agreed = _agreement(_teacher_forced(recorded), expected, tolerance)
+        yield Figure(CORRECTNESS, "greedy tokens that agree", agreed, f"of {safe} safe ones")
+        assert agreed == safe > 0, "a greedy token differs where rounding cannot have changed it"
+        assert _decode_ids(recorded) == _decode_ids(plain), "graphs change tokens"
+        first, second = (decoder_of(runner)._logits for runner in (recorded, plain))
+        assert torch.equal(first[:3], second[:3]), "graphs change logits"
+        yield Figure(CORRECTNESS, "graphs equal the same steps unrecorded", 1, "bit for bit")
+
+
+def _reference(folder: Path, device: str) -> TorchRunner:
+    dtype = Dtype.FLOAT32 if device == "cpu" else Dtype.BFLOAT16
+    engine = EngineSettings(kv_cache_bytes=64 << 20, max_model_len=1024, reference=True)
+    settings = Settings(model=ModelSettings(device=device, dtype=dtype), engine=engine)
+    return load_runner(settings, read_checkpoint(folder))
+
+
+def _cuda_runner(folder: Path, *, graphs: bool) -> CudaRunner:
+    engine = EngineSettings(kv_cache_bytes=64 << 20, max_model_len=1024, max_sequences=8)
+    model = load_model(folder, DEVICE, torch.bfloat16)
+    return CudaRunner(model, read_checkpoint(folder), engine, graphs=graphs)
+
+
+def _teacher_forced(runner: TorchRunner) -> torch.Tensor:
+    """Logits of ragged prompts and of 8 decode steps over fixed tokens; float32 on the CPU."""
+    seen: list[torch.Tensor] = []
+    run = runner._text.logits
+
+    def recording(*arguments: Any) -> torch.Tensor:
+        logits = run(*arguments)
+        seen.append(logits.clone())
+        return logits
+
+    runner._text.logits = recording  # type: ignore[method-assign]
+    sequences = make_sequences(runner, (7, 300, 65))
+    runner.execute(batch_of(sequences, whole=True)).tokens()
+    for step in range(8):
+        for sequence in sequences:
+            sequence.token_ids.append(40 + step)
+        runner.execute(batch_of(sequences)).tokens()
+    runner._text.logits = run  # type: ignore[method-assign]
+    runner.release(sequences)
+    return torch.cat([logits[: len(sequences)].float().cpu() for logits in seen])
+
+
+def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).norm() / expected.norm())
+
+
+def _agreement(logits: torch.Tensor, expected: torch.Tensor, tolerance: float) -> tuple[int, int]:
+    """Rows whose best token leads by more than rounding can change, and how many agree."""
+    best = expected.topk(2, dim=-1).values
+    safe = best[:, 0] - best[:, 1] > 2 * tolerance
+    agreed = logits.argmax(-1) == expected.argmax(-1)
+    return int(safe.sum()), int((safe & agreed).sum())
+
+
+def _decode_ids(runner: CudaRunner) -> list[list[int]]:
+    """24 greedy tokens of three sequences, steps overlapped."""
+    sequences = make_sequences(runner, (7, 300, 65), seed=1)
+    first = runner.execute(batch_of(sequences, whole=True)).tokens()
+    ids = [[token.token_id] for token in first]
+    for sequence, token in zip(sequences, first, strict=True):
+        sequence.token_ids.append(token.token_id)
+    for tokens in overlapped(runner, sequences, 24):
+        for row, token_id in zip(ids, tokens, strict=True):
+            row.append(token_id)
+    runner.release(sequences)
+    return ids
