@@ -103,7 +103,7 @@ def test_memory_before_and_after_is_told(
     model = load_model(folder, CPU, torch.float32, quantization=quantization)
     number = r"([\d.]+)"
     line = (
-        rf"quantized  21 linears to [48] bits: {number} → {number} MiB \({number}%\); "
+        rf"quantized  28 linears to [48] bits: {number} → {number} MiB \({number}%\); "
         rf"all weights: {number} → {number} MiB \({number}%\)"
     )
     found = re.fullmatch(line, caplog.messages[0])
