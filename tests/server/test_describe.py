@@ -15,7 +15,7 @@ from PIL import Image
 from model.demo import SAMPLES_DIR
 
 if TYPE_CHECKING:
-    from tests.server.conftest import RunningServer
+    from tests.serving import RunningServer
 
 ROUTE = "/api/v1/describe"
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from tests.server.conftest import RunningServer
+    from tests.serving import RunningServer
 
 
 def families(server: RunningServer) -> dict[str, Metric]:

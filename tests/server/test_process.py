@@ -20,8 +20,8 @@ import pytest
 
 from model.demo import CHECKPOINT_DIR
 from model.serving.v2_proto import message_class
-from tests.server.conftest import RunningServer, start_server
 from tests.server.grpc_client import Stub, infer_request
+from tests.serving import RunningServer, start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.server.conftest import ROOT
+from tests.serving import ROOT
 
 if TYPE_CHECKING:
-    from tests.server.conftest import RunningServer
+    from tests.serving import RunningServer
 
 README = (ROOT / "README.md").read_text()
 

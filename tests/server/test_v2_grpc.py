@@ -20,7 +20,6 @@ from kserve import InferInput, InferRequest
 from kserve.inference_client import InferenceGRPCClient
 
 from model.serving.v2_proto import SERVICE, message_class
-from tests.server.conftest import ROOT, start_server
 from tests.server.grpc_client import (
     MODEL,
     OPTIONS,
@@ -30,13 +29,14 @@ from tests.server.grpc_client import (
     reason_of,
     text_of,
 )
+from tests.serving import ROOT, start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from model.serving.v2_proto import Message
-    from tests.server.conftest import RunningServer
+    from tests.serving import RunningServer
 
 LONG = {"max_tokens": {"int64_param": 3000}, "ignore_eos": {"bool_param": True}}
 

@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.server.conftest import RunningServer
+    from tests.serving import RunningServer
 
 MODEL = "qwen3-vl"
 PATH = f"/v2/models/{MODEL}"

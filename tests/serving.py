@@ -1,8 +1,7 @@
-"""One real server process for all tests here: the bundled model, over real sockets."""
+"""A real server process for tests: the bundled model, over real sockets."""
 
 from __future__ import annotations
 
-import io
 import signal
 import socket
 import subprocess
@@ -15,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import httpx
-import pytest
-from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[1]
 SAMPLES: Final = ROOT / "model" / "demo" / "samples"
 READY_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 60.0
@@ -144,23 +141,3 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[RunningServer]:
-    """The server that all tests here share."""
-    with start_server() as running:
-        yield running
-        assert running.process.poll() is None, f"the server ended by itself:\n{running.log()}"
-
-
-@pytest.fixture(scope="session")
-def sample_image() -> bytes:
-    """An encoded picture that the bundled model can describe."""
-    for path in sorted(SAMPLES.glob("*.jpg")):
-        return path.read_bytes()
-    picture = Image.new("RGB", (200, 150), "white")
-    ImageDraw.Draw(picture).ellipse((50, 40, 110, 100), fill="red")
-    encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=90)
-    return encoded.getvalue()

@@ -1,0 +1,34 @@
+"""The server that all tests of a session share, and a picture to send it."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.serving import SAMPLES, RunningServer, start_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """One server process for every test that asks for it; started by the first."""
+    with start_server() as running:
+        yield running
+        assert running.process.poll() is None, f"the server ended by itself:\n{running.log()}"
+
+
+@pytest.fixture(scope="session")
+def sample_image() -> bytes:
+    """An encoded picture that the bundled model can describe."""
+    for path in sorted(SAMPLES.glob("*.jpg")):
+        return path.read_bytes()
+    picture = Image.new("RGB", (200, 150), "white")
+    ImageDraw.Draw(picture).ellipse((50, 40, 110, 100), fill="red")
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    return encoded.getvalue()
