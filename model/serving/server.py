@@ -24,6 +24,7 @@ from model.serving.body import install_error_handlers
 from model.serving.describe import describe_router
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.metrics import build_registry
+from model.serving.request_id import RequestIds
 from model.serving.v2_grpc import build_grpc_server
 from model.serving.v2_http import v2_router
 
@@ -88,7 +89,7 @@ class Server:
         self._grpc = build_grpc_server(model, self.lifecycle, settings)
         self._http = _Uvicorn(
             uvicorn.Config(
-                build_app(model, self.lifecycle, settings),
+                RequestIds(build_app(model, self.lifecycle, settings)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",

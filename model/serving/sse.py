@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of JSON objects as one response that notices a client's going.
+"""Streams of JSON objects, as server-sent events or as lines, that notice a client's going.
 
 Starlette's own StreamingResponse looks for a disconnect only between two sends on some servers;
 here the receiving side is watched all the time, so that a request that still waits is cancelled
@@ -7,8 +7,11 @@ as well.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -19,39 +22,99 @@ from model.errors import EngineFailure, ServingError
 from model.serving.body import INTERNAL_ERROR, until_disconnect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
+# Proxies close what is silent for a minute, some for half of one.
+KEEP_ALIVE_SECONDS: Final = 15.0
+EVENT_STREAM: Final = "text/event-stream"
+JSON_LINES: Final = "application/x-ndjson"
 HEADERS: Final = {
-    "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     # Proxies that buffer would turn the stream into one late answer.
     "X-Accel-Buffering": "no",
 }
 
 
-class EventStream(Response):
-    """Objects as `data: {json}` events; an error on the way is a last `{"error": text}` event."""
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """How objects become bytes.
 
-    def __init__(self, first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None]) -> None:
-        super().__init__(headers=HEADERS)
+    encode: one object; error: the object that tells an error on the way
+    keep_alive: sent while there is nothing to tell, b"" for never; end: sent after the last object
+    """
+
+    content_type: str
+    encode: Callable[[dict[str, Any]], bytes]
+    error: Callable[[ServingError], dict[str, Any]]
+    keep_alive: bytes = b""
+    end: bytes = b""
+
+
+def data_event(item: dict[str, Any]) -> bytes:
+    """A server-sent event without a name."""
+    return b"data: " + orjson.dumps(item) + b"\n\n"
+
+
+def typed_event(item: dict[str, Any]) -> bytes:
+    """A server-sent event named after the object's `type`."""
+    return b"event: " + str(item["type"]).encode() + b"\n" + data_event(item)
+
+
+def json_line(item: dict[str, Any]) -> bytes:
+    """A line of NDJSON."""
+    return orjson.dumps(item) + b"\n"
+
+
+def plain_error(error: ServingError) -> dict[str, Any]:
+    """An error as V2 clients expect it."""
+    return {"error": str(error)}
+
+
+def typed_error(error: ServingError) -> dict[str, Any]:
+    """An error as one more type of object, with the status it would have had as an answer."""
+    return {"type": "error", "error": str(error), "status": int(error.status)}
+
+
+SSE_TYPE: Final = f"{EVENT_STREAM}; charset=utf-8"
+COMMENT: Final = b": keep-alive\n\n"
+EVENTS: Final = StreamFormat(SSE_TYPE, data_event, plain_error, COMMENT)
+TYPED_EVENTS: Final = StreamFormat(SSE_TYPE, typed_event, typed_error, COMMENT)
+TYPED_LINES: Final = StreamFormat(JSON_LINES, json_line, typed_error)
+
+
+class EventStream(Response):
+    """Objects as they come, in one format; an error on the way is told by a last object."""
+
+    def __init__(
+        self,
+        first: dict[str, Any],
+        rest: AsyncGenerator[dict[str, Any], None],
+        form: StreamFormat = EVENTS,
+    ) -> None:
+        super().__init__(headers={"Content-Type": form.content_type, **HEADERS})
         # The body comes in pieces; Response counted an empty one.
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
+        self._form = form
+        self._last_sent = 0.0
 
     @classmethod
     async def begin(
-        cls, receive: Receive, objects: AsyncGenerator[dict[str, Any], None]
+        cls,
+        receive: Receive,
+        objects: AsyncGenerator[dict[str, Any], None],
+        form: StreamFormat = EVENTS,
     ) -> EventStream:
         """Wait for the first object, so that an error before it is a status and not a 200."""
-        return cls(await until_disconnect(receive, _first_of(objects)), objects)
+        return cls(await until_disconnect(receive, _first_of(objects)), objects, form)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events as they come, until they end or the client goes away."""
+        """Send the objects as they come, until they end or the client goes away."""
         with suppress(ClientDisconnect):
             async with aclosing(self._rest):
                 await until_disconnect(receive, self._send(send))
@@ -60,18 +123,40 @@ class EventStream(Response):
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        await send(_event(self._first))
+        self._last_sent = time.monotonic()
+        keeping_alive = asyncio.create_task(self._keep_alive(send))
         try:
-            async for item in self._rest:
-                await send(_event(item))
-        except ServingError as e:
-            await send(_event({"error": str(e)}))
+            async with aclosing(self._objects()) as objects:
+                async for item in objects:
+                    self._last_sent = time.monotonic()
+                    await send(_piece(self._form.encode(item)))
         except OSError:
             return  # the client went away in the middle of a send
+        finally:
+            keeping_alive.cancel()
+            await asyncio.gather(keeping_alive, return_exceptions=True)
+        await send({"type": "http.response.body", "body": self._form.end, "more_body": False})
+
+    async def _objects(self) -> AsyncGenerator[dict[str, Any], None]:
+        """All objects; the last tells what went wrong on the way, if anything did."""
+        yield self._first
+        try:
+            async for item in self._rest:
+                yield item
+        except ServingError as e:
+            yield self._form.error(e)
         except Exception:
             logger.exception("a stream failed")
-            await send(_event({"error": INTERNAL_ERROR}))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            yield self._form.error(EngineFailure(INTERNAL_ERROR))
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever nothing was sent for a while."""
+        while self._form.keep_alive:
+            silent_seconds = time.monotonic() - self._last_sent
+            if silent_seconds >= KEEP_ALIVE_SECONDS:
+                self._last_sent, silent_seconds = time.monotonic(), 0.0
+                await send(_piece(self._form.keep_alive))
+            await asyncio.sleep(KEEP_ALIVE_SECONDS - silent_seconds)
 
 
 async def _first_of(objects: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
@@ -80,6 +165,5 @@ async def _first_of(objects: AsyncGenerator[dict[str, Any], None]) -> dict[str, 
     raise EngineFailure("the model gave no answer")
 
 
-def _event(item: dict[str, Any]) -> dict[str, Any]:
-    data = b"data: " + orjson.dumps(item) + b"\n\n"
+def _piece(data: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": True}

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import zlib
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
@@ -30,37 +29,10 @@ from model.serving.body import (
     read_body,
     until_disconnect,
 )
-from model.serving.sse import EventStream
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+from tests.unit.channel import Channel
 
 LIMIT = 1000
 IDLE_SECONDS = 5.0
-
-
-class Channel:
-    """An ASGI receive over given chunks, then a disconnect when told, or at once."""
-
-    def __init__(self, *chunks: bytes, complete: bool = True) -> None:
-        self._messages: list[dict[str, Any]] = [
-            {"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks
-        ]
-        if complete:
-            self._messages.append({"type": "http.request", "body": b"", "more_body": False})
-        self.gone = asyncio.Event()
-        if not complete:
-            self.gone.set()
-
-    async def __call__(self) -> dict[str, Any]:
-        if self._messages:
-            return self._messages.pop(0)
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    @property
-    def num_unread(self) -> int:
-        return len(self._messages)
 
 
 def request(channel: Channel, **headers: str) -> Request:
@@ -282,91 +254,3 @@ def test_every_failure_of_an_app_is_an_error_object() -> None:
         500,
         {"error": "internal error; the server's log says more"},
     )
-
-
-# Event streams
-
-
-class Sent:
-    """An ASGI send that keeps what it was given."""
-
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-
-    async def __call__(self, message: dict[str, Any]) -> None:
-        self.messages.append(message)
-
-    @property
-    def events(self) -> list[Any]:
-        body = b"".join(message.get("body", b"") for message in self.messages)
-        return [json.loads(line[6:]) for line in body.decode().split("\n\n") if line]
-
-
-async def objects(*items: dict[str, Any] | Exception) -> AsyncGenerator[dict[str, Any], None]:
-    for item in items:
-        if isinstance(item, Exception):
-            raise item
-        yield item
-
-
-async def test_objects_become_events() -> None:
-    sent, channel = Sent(), Channel()
-    await channel()
-    stream = await EventStream.begin(channel, objects({"a": 1}, {"b": 2}))
-    await stream({}, channel, sent)
-    assert sent.events == [{"a": 1}, {"b": 2}]
-    assert sent.messages[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
-    headers = dict(sent.messages[0]["headers"])
-    assert headers[b"content-type"].startswith(b"text/event-stream")
-    assert b"content-length" not in headers
-
-
-async def test_an_error_before_the_first_event_is_raised() -> None:
-    with pytest.raises(QueueFull):
-        await EventStream.begin(Channel(), objects(QueueFull(2, 1)))
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        pytest.param(InvalidRequest("no"), "no", id="a serving error is told"),
-        pytest.param(
-            RuntimeError("at 0x12"), "internal error; the server's log says more", id="others not"
-        ),
-    ],
-)
-async def test_an_error_on_the_way_is_the_last_event(error: Exception, text: str) -> None:
-    sent, channel = Sent(), Channel()
-    await channel()
-    stream = await EventStream.begin(channel, objects({"a": 1}, error))
-    await stream({}, channel, sent)
-    assert sent.events == [{"a": 1}, {"error": text}]
-
-
-@pytest.mark.parametrize("started", [False, True])
-async def test_a_stream_that_waits_ends_with_its_client(started: bool) -> None:
-    channel, closed = Channel(), asyncio.Event()
-    await channel()
-
-    async def waiting() -> AsyncGenerator[dict[str, Any], None]:
-        try:
-            if started:
-                yield {"a": 1}
-            await asyncio.sleep(60)
-            yield {}
-        finally:
-            closed.set()
-
-    async def serve() -> None:
-        stream = await EventStream.begin(channel, waiting())
-        await stream({}, channel, Sent())
-
-    serving = asyncio.create_task(serve())
-    await asyncio.sleep(0.01)
-    channel.gone.set()
-    if started:
-        await serving
-    else:
-        with pytest.raises(ClientDisconnect):
-            await serving
-    assert closed.is_set()
