@@ -139,7 +139,9 @@ def _listen(settings: ServerSettings) -> socket.socket:
     from model.serving.server import ListenError
 
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small pieces at once only where the protocol is named; else Nagle's algorithm
+    # holds the second piece of every answer, and every token of a stream, for 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.http_port))

@@ -110,6 +110,16 @@ def test_sigterm_while_loading_ends_it() -> None:
         assert server.process.wait(60) == 0
 
 
+def test_answers_do_not_wait_for_the_client_to_acknowledge_their_head(server: RunningServer) -> None:
+    with httpx.Client(base_url=server.http_url) as client:
+        seconds = []
+        for _ in range(9):
+            started = time.monotonic()
+            assert client.post("/v2/repository/index").is_success
+            seconds.append(time.monotonic() - started)
+    assert sorted(seconds)[4] < 0.03, "40 ms is Nagle's algorithm against a delayed acknowledgement"
+
+
 def test_a_taken_http_port_is_told_in_one_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
