@@ -241,6 +241,7 @@ class TokenEvent(NamedTuple):
     num_completion_tokens: tokens generated so far, this one included
     finish_reason: set on the last event; error: what the client is told when the reason is ERROR
     queue_seconds: how long the sequence waited before its first step
+    num_cached_tokens: of its prompt, whose KV was found in the prefix cache
     """
 
     request_id: str
@@ -250,3 +251,4 @@ class TokenEvent(NamedTuple):
     error: ServingError | None = None
     queue_seconds: float = 0.0
     logprobs: TokenLogprobs | None = None
+    num_cached_tokens: int = 0

@@ -194,7 +194,8 @@ class Scheduler(Ledger):
         if sequence.num_preemptions == 0:
             sequence.queue_seconds = self.clock() - sequence.arrival_seconds
             self.stats.queue.observe(sequence.queue_seconds)
-            self.stats.prefix_hit_tokens += sequence.num_computed_tokens
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.stats.prefix_hit_tokens += sequence.num_cached_tokens
             self.stats.prefix_query_tokens += len(sequence.token_ids)
         self._running.append(sequence)
         plan.prefills.append(sequence)
@@ -312,6 +313,7 @@ class Scheduler(Ledger):
             None,
             sequence.queue_seconds,
             logprobs,
+            sequence.num_cached_tokens,
         )
 
 

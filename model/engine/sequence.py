@@ -59,6 +59,7 @@ class Sequence:
     block_digests: of its full blocks, see prefix.py; num_published_blocks: how many others can find
     arrival_seconds, last_token_seconds: on the scheduler's clock; queue_seconds: arrival to
     admission
+    num_cached_tokens: of its prompt, found computed when it first started
     priority, needs_history: the request's; num_image_tokens: of all its images
     """
 
@@ -78,6 +79,7 @@ class Sequence:
     num_preemptions: int = 0
     arrival_seconds: float = field(default_factory=time.monotonic)
     queue_seconds: float = 0.0
+    num_cached_tokens: int = 0
     last_token_seconds: float | None = None
     priority: int = field(init=False)
     needs_history: bool = field(init=False)

@@ -17,9 +17,10 @@ from model.checkpoint import CheckpointError
 from model.errors import InvalidRequest, PromptTooLong
 from model.serving.chat_template import ChatTemplate
 from model.serving.detokenizer import IncrementalDetokenizer, TokenBytes
+from model.serving.json_text import strings_of, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from model.checkpoint import Checkpoint
     from model.request import ImageInput
@@ -46,14 +47,23 @@ class ImagePart:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made in an earlier turn; arguments: a JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, its parts in order.
+    """One turn of a conversation, its parts in order; then the calls it makes.
 
     Raises InvalidRequest for a role that is none of ROLES.
     """
 
     role: str
     parts: tuple[TextPart | ImagePart, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -63,8 +73,10 @@ class Message:
 
     @property
     def text(self) -> str | None:
-        """The whole content where that is a single text: the form every template understands."""
+        """The whole content where that is at most one text: the form every template understands."""
         match self.parts:
+            case ():
+                return ""
             case (TextPart(text),):
                 return text
             case _:
@@ -148,16 +160,41 @@ class PromptEncoder:
         """
         images = [p.image for m in messages for p in m.parts if isinstance(p, ImagePart)]
         texts = [p.text for m in messages for p in m.parts if isinstance(p, TextPart)]
-        texts.extend(_strings(tools))
+        texts.extend(strings_of(tools))
+        texts.extend(strings_of([(c.name, c.arguments) for m in messages for c in m.tool_calls]))
         self._check(messages, images, texts)
         stand_ins = self._stand_ins(texts)
         hide, show = str.maketrans(stand_ins), {ord(s): c for c, s in stand_ins.items()}
         rendered = self._template.render(
             [self._as_dict(message, hide) for message in messages],
-            tools=tools and _translated(tools, hide),
+            tools=tools and translated(tools, hide),
             add_generation_prompt=add_generation_prompt,
         )
         return self._tokenise(rendered, show, images, limit)
+
+    def encode_raw(
+        self, prompt: str | Sequence[int], *, limit: int, add_special_tokens: bool = True
+    ) -> EncodedPrompt:
+        """Encode a prompt that its sender wrote whole, without the template; or take its tokens.
+
+        Here, and only here, a special token in the text is one: it is the model's own input.
+
+        Raises InvalidRequest: empty, over a limit, not Unicode, a picture's placeholder;
+        PromptTooLong.
+        """
+        if isinstance(prompt, str):
+            self._check_text([prompt])
+            prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens).ids
+        if not prompt:
+            raise InvalidRequest("prompt is empty; it must have at least one token")
+        if len(prompt) > limit:
+            raise PromptTooLong(len(prompt), limit)
+        if self._image_token_id in prompt:
+            raise InvalidRequest(
+                f"prompt has token id {self._image_token_id}, which stands for a picture; "
+                "pictures go with messages"
+            )
+        return EncodedPrompt(tuple(prompt), ())
 
     def _check(
         self, messages: Sequence[Message], images: Sequence[DecodedImage], texts: Sequence[str]
@@ -165,6 +202,9 @@ class PromptEncoder:
         if not messages:
             raise InvalidRequest("the conversation has 0 messages; it needs at least one")
         self.check_num_images(len(images))
+        self._check_text(texts)
+
+    def _check_text(self, texts: Sequence[str]) -> None:
         try:
             num_bytes = sum(len(text.encode()) for text in texts)
         except UnicodeEncodeError as e:
@@ -191,6 +231,18 @@ class PromptEncoder:
 
     def _as_dict(self, message: Message, hide: Mapping[int, str]) -> dict[str, Any]:
         """A message as templates read it; a single text as a string, anything else as a list."""
+        fields = self._content(message, hide)
+        if message.tool_calls:
+            fields["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": translated({"name": c.name, "arguments": c.arguments}, hide),
+                }
+                for c in message.tool_calls
+            ]
+        return fields
+
+    def _content(self, message: Message, hide: Mapping[int, str]) -> dict[str, Any]:
         text = message.text
         if text is None:
             parts = [
@@ -280,30 +332,3 @@ def _split_reasoning(text: str) -> dict[str, str]:
         return {"content": text}
     reasoning = before.rstrip("\n").rpartition("<think>")[2].lstrip("\n")
     return {"reasoning_content": reasoning, "content": text.rpartition("</think>")[2].lstrip("\n")}
-
-
-def _strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON
-    """Every string in a JSON value, keys included."""
-    match value:
-        case str():
-            yield value
-        case dict():
-            for key, item in value.items():
-                yield key
-                yield from _strings(item)
-        case list() | tuple():
-            for item in value:
-                yield from _strings(item)
-
-
-def _translated(value: Any, table: Mapping[int, str]) -> Any:  # noqa: ANN401 - any JSON
-    """A JSON value with every string in it translated."""
-    match value:
-        case str():
-            return value.translate(table)
-        case dict():
-            return {k.translate(table): _translated(v, table) for k, v in value.items()}
-        case list() | tuple():
-            return [_translated(item, table) for item in value]
-        case _:
-            return value

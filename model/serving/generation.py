@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 from model.errors import InvalidRequest
 from model.request import MAX_SEED, FinishReason, GenerateRequest
@@ -24,14 +25,14 @@ from model.serving.images import decode_image
 from model.serving.structure import compile_structure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from collections.abc import Sequence as Seq
     from pathlib import Path
 
     from model.checkpoint import Checkpoint
     from model.engine.loop import Engine, TokenStream
     from model.request import SamplingParams, TokenLogprobs
-    from model.serving.chat import EncodedPrompt, PromptEncoder
+    from model.serving.chat import EncodedPrompt, PromptEncoder, ToolCall
     from model.serving.detokenizer import IncrementalDetokenizer
     from model.serving.images import PixelBounds
     from model.serving.structure import Structure
@@ -43,17 +44,22 @@ MAX_GRAMMARS = 32
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """A picture as it came: the bytes of a file, or of a URL; see `images.classify`."""
+    """A picture as it came: the bytes of a file, or of a URL; see `images.classify`.
+
+    bounds: its own, instead of the prompt's
+    """
 
     content: bytes
+    bounds: PixelBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation, its parts in the order they were given."""
+    """One message of a conversation, its parts in the order they were given; then its calls."""
 
     role: str
     parts: tuple[str | EncodedImage, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,9 @@ class Prompt:
     """What is to be answered, before anything is decoded.
 
     structure: what the answers must look like; n: how many answers, each a sequence of its own
-    priority, max_queue_seconds: see GenerateRequest
+    tools: JSON schemas of functions that the model may call
+    raw: the whole prompt as text or as tokens, without the chat template, instead of turns
+    priority, max_queue_seconds, cache_salt: see GenerateRequest
 
     Raises InvalidRequest for an n out of range.
     """
@@ -71,8 +79,11 @@ class Prompt:
     bounds: PixelBounds
     structure: Structure | None = None
     n: int = 1
+    tools: tuple[Mapping[str, Any], ...] = ()
+    raw: str | tuple[int, ...] | None = None
     priority: int = 0
     max_queue_seconds: float | None = None
+    cache_salt: bytes = b""
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_ANSWERS:
@@ -127,12 +138,17 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer; logprobs: as in TextDelta, of all its tokens."""
+    """A whole answer; logprobs: as in TextDelta, of all its tokens.
+
+    image_tokens, cached_tokens: of the prompt's, those that stand for pictures, and those whose
+    work was found done
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int
     completion_tokens: int
     timings: Timings
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
@@ -146,6 +162,7 @@ class Generation:
     ) -> None:
         self.request = request
         self.queue_seconds = 0.0
+        self.cached_tokens = 0
         self._stream = stream
         self._detokenizer = detokenizer
 
@@ -165,6 +182,7 @@ class Generation:
         try:
             async for event in self._stream:
                 self.queue_seconds = max(self.queue_seconds, event.queue_seconds)
+                self.cached_tokens = event.num_cached_tokens
                 if event.error is not None:
                     raise event.error
                 text = "" if event.token_id is None else self._detokenizer.push(event.token_id)
@@ -228,6 +246,14 @@ class Pipeline:
         )
         return [request for requests in prepared for request in requests]
 
+    async def tokenise(self, prompt: Prompt, **options: bool) -> EncodedPrompt:
+        """A prompt's tokens, however many; on the worker threads.
+
+        options: those of PromptEncoder.encode, or of encode_raw for a raw prompt
+        """
+        encode = partial(self._encode, prompt, sys.maxsize, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+
     def start(self, requests: Seq[GenerateRequest]) -> list[Generation]:
         """Hand requests to the engine, all or none."""
         return [
@@ -262,7 +288,7 @@ class Pipeline:
         self._check(sampling)
         # Before the pictures, which take longer to read than a fault here.
         grammar = self._compile(prompt.structure) if prompt.structure else None
-        encoded = self._encode(prompt)
+        encoded = self._encode(prompt, self.engine.max_sequence_tokens - 1)
         return GenerateRequest(
             request_id=uuid.uuid4().hex,
             prompt_token_ids=encoded.token_ids,
@@ -272,6 +298,7 @@ class Pipeline:
             eos_token_ids=self.checkpoint.eos_token_ids,
             priority=prompt.priority,
             max_queue_seconds=prompt.max_queue_seconds,
+            cache_salt=prompt.cache_salt,
             grammar=grammar,
         )
 
@@ -284,20 +311,34 @@ class Pipeline:
             )
         sampling.check_vocabulary(self.checkpoint.vocab_size)
 
-    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+    def _encode(self, prompt: Prompt, limit: int, **options: bool) -> EncodedPrompt:
+        if prompt.raw is not None:
+            return self._encode_raw(prompt.raw, limit, **options)
         self._encoder.check_num_images(
             sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
         )
         messages = [
-            Message(turn.role, tuple(self._part(part, prompt) for part in turn.parts))
+            Message(
+                turn.role, tuple(self._part(part, prompt) for part in turn.parts), turn.tool_calls
+            )
             for turn in prompt.turns
         ]
-        return self._encoder.encode(messages, limit=self.engine.max_sequence_tokens - 1)
+        return self._encoder.encode(messages, limit=limit, tools=prompt.tools or None, **options)
+
+    def _encode_raw(self, raw: str | tuple[int, ...], limit: int, **options: bool) -> EncodedPrompt:
+        vocab_size = self.checkpoint.vocab_size
+        if not isinstance(raw, str) and raw and not 0 <= min(raw) <= max(raw) < vocab_size:
+            raise InvalidRequest(
+                f"prompt has token ids from {min(raw)} to {max(raw)}; this model's are from 0 to "
+                f"{vocab_size - 1}"
+            )
+        return self._encoder.encode_raw(raw, limit=limit, **options)
 
     def _part(self, part: str | EncodedImage, prompt: Prompt) -> TextPart | ImagePart:
         if isinstance(part, str):
             return TextPart(part)
-        return ImagePart(decode_image(part.content, self.checkpoint, self._limits, prompt.bounds))
+        bounds = part.bounds or prompt.bounds
+        return ImagePart(decode_image(part.content, self.checkpoint, self._limits, bounds))
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -328,6 +369,7 @@ async def _collect(generation: Generation) -> Completion:
         finish_reason=last.finish_reason,
         prompt_tokens=generation.prompt_tokens,
         image_tokens=generation.image_tokens,
+        cached_tokens=generation.cached_tokens,
         completion_tokens=last.num_completion_tokens,
         timings=Timings(generation.queue_seconds, (first or ended) - started, ended - started),
         logprobs=tuple(logprobs),

@@ -344,7 +344,9 @@ def test_an_equal_beginning_is_computed_once() -> None:
     engine.add(one)
     first = run(engine, runner)["one"]
     engine.add(two)
-    assert run(engine, runner)["two"] == first
+    [event] = step(engine, runner)
+    assert event.num_cached_tokens == 28
+    assert [event.token_id, *run(engine, runner)["two"]] == first
     # 30 tokens are 7 full blocks of 4 and 2 more; the answer of the first filled the eighth.
     assert engine.stats.prefix_hit_tokens == 28
     assert runner.batches[4].num_tokens == 2
