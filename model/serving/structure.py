@@ -51,7 +51,25 @@ class Lark:
     grammar: str
 
 
-Structure = JsonSchema | Regex | Choice | Lark
+@dataclass(frozen=True, slots=True)
+class ToolCalls:
+    """Calls of functions as Qwen writes them, each between its marks, a line apart.
+
+    functions: the name of each and the JSON schema of its arguments, as text
+    marks: ids of the tokens <tool_call> and </tool_call>, None where they are plain text
+    several: whether a call may follow a call
+    with_text: whether any text may stand before, between and after calls, or alone; needs marks
+    instead: JSON that may stand instead of calls
+    """
+
+    functions: tuple[tuple[str, str], ...]
+    marks: tuple[int, int] | None = None
+    several: bool = True
+    with_text: bool = False
+    instead: JsonSchema | None = None
+
+
+Structure = JsonSchema | Regex | Choice | Lark | ToolCalls
 ANY_OBJECT: Final = JsonSchema('{"type": "object"}')
 
 
@@ -80,6 +98,11 @@ def compile_structure(structure: Structure) -> str:
         case Lark(grammar):
             _check_size("grammar", grammar)
             return _validated("grammar", LLMatcher.grammar_from_lark(grammar))
+        case ToolCalls():
+            calls = _calls_grammar(structure)
+            _check_size("tools", calls)
+            grammar = LLMatcher.grammar_from_lark(calls)
+            return _validated("tools", grammar, special_tokens=structure.marks is not None)
         case _:
             assert_never(structure)
 
@@ -105,6 +128,40 @@ def _choice_grammar(texts: tuple[str, ...]) -> str:
     return f"start: {alternatives}"
 
 
+def _calls_grammar(calls: ToolCalls) -> str:
+    opening, closing = (
+        (f"<[{mark}]>" for mark in calls.marks)
+        if calls.marks
+        else ('"<tool_call>"', '"</tool_call>"')
+    )
+    first, text = ("text", "text") if calls.with_text else ("", r'"\n"')
+    more = f"({text} call)*" if calls.several else ""
+    start = f"{first} (call {more} text)?" if calls.with_text else f"call {more}"
+    rules = [
+        f"start: {start}" + (" | instead" if calls.instead else ""),
+        rf'call: {opening} "\n" ({" | ".join(_numbered(calls))}) "\n" {closing}',
+    ]
+    if calls.with_text:
+        rules.append(r"text: /(.|\n)*/")
+    if calls.instead:
+        rules.append(f"instead: {_json_rule(calls.instead.schema)}")
+    for rule, (name, arguments) in _numbered(calls).items():
+        beginning = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
+        rules.append(f'{rule}: {beginning} {_json_rule(arguments)} "}}"')
+    return "\n".join(rules)
+
+
+def _numbered(calls: ToolCalls) -> dict[str, tuple[str, str]]:
+    """The functions by the names of their rules: their own may be no names in Lark."""
+    return {f"function_{i}": function for i, function in enumerate(calls.functions)}
+
+
+def _json_rule(schema: str) -> str:
+    """JSON of a schema, inside a grammar; a schema that is an object."""
+    whitespace = {"x-guidance": {"whitespace_pattern": JSON_WHITESPACE}}
+    return f"%json {json.dumps(whitespace | json.loads(schema))}"
+
+
 def _check_size(name: str, text: str) -> None:
     if not text:
         raise InvalidRequest(f"{name} is empty")
@@ -116,8 +173,11 @@ def _check_size(name: str, text: str) -> None:
         raise InvalidRequest(f"{name} has {num_bytes} bytes; the limit is {MAX_SOURCE_BYTES}")
 
 
-def _validated(name: str, grammar: str) -> str:
-    """The grammar, if llguidance can follow it within its limits."""
+def _validated(name: str, grammar: str, *, special_tokens: bool = False) -> str:
+    """The grammar, if llguidance can follow it within its limits.
+
+    special_tokens: whether it may name them
+    """
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(**GRAMMAR_LIMITS._asdict())
@@ -125,7 +185,8 @@ def _validated(name: str, grammar: str) -> str:
     if is_error:
         raise InvalidRequest(f"{name} cannot be followed: {_short(messages[0])}")
     # Without a tokenizer it warns of special tokens: what users write stays text.
-    if special := [message for message in messages if "tokenizer" in message]:
+    special = [message for message in messages if "tokenizer" in message]
+    if special and not special_tokens:
         raise InvalidRequest(f"{name} names special tokens, which only the model may: {special[0]}")
     return grammar
 

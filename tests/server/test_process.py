@@ -110,7 +110,9 @@ def test_sigterm_while_loading_ends_it() -> None:
         assert server.process.wait(60) == 0
 
 
-def test_answers_do_not_wait_for_the_client_to_acknowledge_their_head(server: RunningServer) -> None:
+def test_answers_do_not_wait_for_the_client_to_acknowledge_their_head(
+    server: RunningServer,
+) -> None:
     with httpx.Client(base_url=server.http_url) as client:
         seconds = []
         for _ in range(9):
