@@ -350,27 +350,47 @@ def derived_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "little") & MAX_SEED
 
 
+class Transcript:
+    """Adds up a generation's deltas to the whole answer; made when the generation starts."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._started = time.monotonic()
+        self._first_text: float | None = None
+        self._parts: list[str] = []
+        self._logprobs: list[tuple[int, TokenLogprobs]] = []
+        self._last: TextDelta | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        """Take the next delta."""
+        self._first_text = self._first_text or time.monotonic()
+        self._parts.append(delta.text)
+        self._logprobs += delta.logprobs
+        self._last = delta
+
+    def completion(self) -> Completion:
+        """The whole answer, once the last delta was added."""
+        assert self._last is not None
+        assert self._last.finish_reason is not None, "a stream ends with a reason"
+        ended = time.monotonic()
+        return Completion(
+            text="".join(self._parts),
+            finish_reason=self._last.finish_reason,
+            prompt_tokens=self._generation.prompt_tokens,
+            image_tokens=self._generation.image_tokens,
+            cached_tokens=self._generation.cached_tokens,
+            completion_tokens=self._last.num_completion_tokens,
+            timings=Timings(
+                self._generation.queue_seconds,
+                (self._first_text or ended) - self._started,
+                ended - self._started,
+            ),
+            logprobs=tuple(self._logprobs),
+        )
+
+
 async def _collect(generation: Generation) -> Completion:
-    started = time.monotonic()
-    first: float | None = None
-    parts: list[str] = []
-    logprobs: list[tuple[int, TokenLogprobs]] = []
-    last: TextDelta | None = None
+    transcript = Transcript(generation)
     async for delta in generation:
-        first = first or time.monotonic()
-        parts.append(delta.text)
-        logprobs += delta.logprobs
-        last = delta
-    assert last is not None
-    assert last.finish_reason is not None, "a stream ends with a reason"
-    ended = time.monotonic()
-    return Completion(
-        text="".join(parts),
-        finish_reason=last.finish_reason,
-        prompt_tokens=generation.prompt_tokens,
-        image_tokens=generation.image_tokens,
-        cached_tokens=generation.cached_tokens,
-        completion_tokens=last.num_completion_tokens,
-        timings=Timings(generation.queue_seconds, (first or ended) - started, ended - started),
-        logprobs=tuple(logprobs),
-    )
+        transcript.add(delta)
+    return transcript.completion()

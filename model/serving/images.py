@@ -102,6 +102,15 @@ class ImageSource(Enum):
     URL = "http(s) URL"
 
 
+def is_url(value: bytes | str) -> bool:
+    """Whether a picture is an http(s) URL, by its beginning: no file and no base64 begins so."""
+    return _beginning(value).startswith(("http://", "https://"))
+
+
+def _beginning(value: bytes | str) -> str:
+    return value[:8].lower() if isinstance(value, str) else value[:8].lower().decode("latin-1")
+
+
 def classify(value: bytes | str, *, base64_text: bool = False) -> ImageSource:
     """Tell the form of `value`, by its beginning alone.
 
@@ -110,10 +119,9 @@ def classify(value: bytes | str, *, base64_text: bool = False) -> ImageSource:
 
     Raises InvalidImage for text that is none of these.
     """
-    start = value[:8].lower() if isinstance(value, str) else value[:8].lower().decode("latin-1")
-    if start.startswith(("http://", "https://")):
+    if is_url(value):
         return ImageSource.URL
-    if start.startswith("data:"):
+    if _beginning(value).startswith("data:"):
         return ImageSource.DATA_URL
     if base64_text:
         return ImageSource.BASE64

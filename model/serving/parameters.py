@@ -56,7 +56,8 @@ IGNORED_PREFIXES: Final = ("sequence_", "triton_")
 # As Triton counts them: 1 goes first, 0 is the default, which is the middle one.
 PRIORITY_LEVELS: Final = 9
 DEFAULT_PRIORITY: Final = 5
-MAX_TIMEOUT_MICROSECONDS: Final = 24 * 3600 * 1_000_000
+MAX_TIMEOUT_SECONDS: Final = 24 * 3600
+MAX_TIMEOUT_MICROSECONDS: Final = MAX_TIMEOUT_SECONDS * 1_000_000
 
 
 def sampling_defaults(default: DefaultSampling, max_tokens: int) -> SamplingParams:
@@ -154,6 +155,19 @@ def parse_max_queue_seconds(parameters: Mapping[str, object]) -> float | None:
             "microseconds"
         )
     return microseconds / 1e6 or None
+
+
+def parse_timeout_seconds(parameters: Mapping[str, object]) -> float | None:
+    """The same in seconds, as `timeout_seconds`: for protocols whose names are our own."""
+    value = parameters.get("timeout_seconds")
+    if value is None:
+        return None
+    seconds = _number("timeout_seconds", value)
+    if not 0 <= seconds <= MAX_TIMEOUT_SECONDS:  # also for NaN
+        raise InvalidRequest(
+            f"timeout_seconds is {seconds:g}; it must be from 0 to {MAX_TIMEOUT_SECONDS}"
+        )
+    return seconds or None
 
 
 def parse_pixel_bounds(parameters: Mapping[str, object]) -> PixelBounds:

@@ -84,6 +84,22 @@ COMMENT: Final = b": keep-alive\n\n"
 EVENTS: Final = StreamFormat(SSE_TYPE, data_event, plain_error, COMMENT)
 TYPED_EVENTS: Final = StreamFormat(SSE_TYPE, typed_event, typed_error, COMMENT)
 TYPED_LINES: Final = StreamFormat(JSON_LINES, json_line, typed_error)
+TYPED_FORMS: Final = {EVENT_STREAM: TYPED_EVENTS, JSON_LINES: TYPED_LINES}
+
+
+def wanted_form(accept: str, stream: bool | None) -> StreamFormat | None:
+    """The typed stream that a request asks for; None: one whole answer.
+
+    stream: what the body says of it; where it says nothing, an Accept header of nothing but a
+    stream's types asks for one
+    """
+    types = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    forms = [TYPED_FORMS[name] for name in types if name in TYPED_FORMS]
+    if stream is None:
+        stream = len(forms) == len(types)
+    if not stream:
+        return None
+    return forms[0] if forms else TYPED_EVENTS
 
 
 class EventStream(Response):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from model.errors import InvalidRequest
+from model.serving.images import is_url
 from model.serving.json_body import get_object, get_string, kind, parse_object
 from model.serving.parameters import shown
 from model.serving.v2_codec import response_head
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 PROMPT_FIELDS: Final = ("prompt", "text_input")
 FIELDS: Final = ("id", "image", *PROMPT_FIELDS, "parameters")
-URL_PREFIXES: Final = ("http://", "https://")
 
 
 def decode_generate(
@@ -99,7 +99,7 @@ def _images(value: object, limits: Limits) -> Tensor:
 def _image(value: object, index: int) -> bytes:
     """A picture's bytes, or a URL's; base64 may come in a data: URL."""
     text = _text("image", value)
-    if text.startswith(URL_PREFIXES):
+    if is_url(text):
         return text.encode()
     if text.startswith("data:"):
         head, separator, text = text.partition(",")
