@@ -110,7 +110,7 @@ class PromptEncoder:
         self._image_token_id = image_token_id
         self._request, self._image = request, image
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._token_bytes = TokenBytes(self.tokenizer)
+        self.token_bytes = TokenBytes(self.tokenizer)
         self._special = _special_tokens(self.tokenizer, image_token_id)
         self._plain = _plain_tokenizer(tokenizer_json, self._special)
         # The longest first: of tokens that begin alike, the tokenizer takes the longest too.
@@ -134,7 +134,7 @@ class PromptEncoder:
 
     def detokenizer(self, stop: tuple[str, ...] = ()) -> IncrementalDetokenizer:
         """A new answer's detokenizer."""
-        return IncrementalDetokenizer(self._token_bytes, stop)
+        return IncrementalDetokenizer(self.token_bytes, stop)
 
     def check_num_images(self, num_images: int) -> None:
         """Raise InvalidRequest for more pictures than a prompt may hold; before decoding any."""

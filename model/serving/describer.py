@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from model.serving.generation import Prompt, Transcript
+from model.serving.generation import Transcript
 from model.serving.parameters import (
     parse_pixel_bounds,
     parse_priority,
     parse_structure,
     parse_timeout_seconds,
 )
+from model.serving.prompt import Prompt
 from model.serving.styles import STYLES, instruct, tags_of
 
 if TYPE_CHECKING:

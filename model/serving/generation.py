@@ -1,8 +1,8 @@
 """From what a protocol read to a stream of text: the one way of every request.
 
-`Prompt` is what every protocol makes; `Generation` is what every protocol reads. In between:
-decode, resize and
-tokenise on worker threads, one sequence in the engine for each prompt, text back on the event loop.
+A `Prompt` is what every protocol makes; a `Generation` is what every protocol reads. In between:
+decode, resize and tokenise on worker threads, one sequence in the engine for each prompt, text back
+on the event loop.
 """
 
 from __future__ import annotations
@@ -16,101 +16,29 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.errors import InvalidRequest
 from model.request import MAX_SEED, FinishReason, GenerateRequest
 from model.serving.chat import ImagePart, Message, TextPart
 from model.serving.images import decode_image
+from model.serving.prompt import EncodedImage
 from model.serving.structure import compile_structure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
     from collections.abc import Sequence as Seq
     from pathlib import Path
 
     from model.checkpoint import Checkpoint
     from model.engine.loop import Engine, TokenStream
     from model.request import SamplingParams, TokenLogprobs
-    from model.serving.chat import EncodedPrompt, PromptEncoder, ToolCall
+    from model.serving.chat import EncodedPrompt, PromptEncoder
     from model.serving.detokenizer import IncrementalDetokenizer
-    from model.serving.images import PixelBounds
-    from model.serving.structure import Structure
+    from model.serving.prompt import Prompt
     from model.settings import Settings
 
-MAX_ANSWERS = 16
 MAX_GRAMMARS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedImage:
-    """A picture as it came: the bytes of a file, or of a URL; see `images.classify`.
-
-    bounds: its own, instead of the prompt's
-    """
-
-    content: bytes
-    bounds: PixelBounds | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation, its parts in the order they were given; then its calls."""
-
-    role: str
-    parts: tuple[str | EncodedImage, ...]
-    tool_calls: tuple[ToolCall, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is to be answered, before anything is decoded.
-
-    structure: what the answers must look like; n: how many answers, each a sequence of its own
-    tools: JSON schemas of functions that the model may call
-    raw: the whole prompt as text or as tokens, without the chat template, instead of turns
-    priority, max_queue_seconds, cache_salt: see GenerateRequest
-
-    Raises InvalidRequest for an n out of range.
-    """
-
-    turns: tuple[Turn, ...]
-    sampling: SamplingParams
-    bounds: PixelBounds
-    structure: Structure | None = None
-    n: int = 1
-    tools: tuple[Mapping[str, Any], ...] = ()
-    raw: str | tuple[int, ...] | None = None
-    priority: int = 0
-    max_queue_seconds: float | None = None
-    cache_salt: bytes = b""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.n <= MAX_ANSWERS:
-            raise InvalidRequest(f"n is {self.n}; it must be from 1 to {MAX_ANSWERS}")
-
-    @classmethod
-    def about(
-        cls,
-        images: Seq[bytes],
-        text: str,
-        sampling: SamplingParams,
-        bounds: PixelBounds,
-        structure: Structure | None = None,
-        *,
-        priority: int = 0,
-        max_queue_seconds: float | None = None,
-    ) -> Prompt:
-        """One user turn: the pictures, then the question."""
-        pictures = tuple(EncodedImage(content) for content in images)
-        return cls(
-            turns=(Turn("user", (*pictures, text)),),
-            sampling=sampling,
-            bounds=bounds,
-            structure=structure,
-            priority=priority,
-            max_queue_seconds=max_queue_seconds,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +147,7 @@ class Pipeline:
     ) -> None:
         self.checkpoint = checkpoint
         self.engine = engine
-        self._encoder = encoder
+        self.encoder = encoder
         self._limits = settings.image
         # The rows of a batch share one structure, and clients repeat theirs.
         self._compile = lru_cache(MAX_GRAMMARS)(compile_structure)
@@ -257,7 +185,7 @@ class Pipeline:
     def start(self, requests: Seq[GenerateRequest]) -> list[Generation]:
         """Hand requests to the engine, all or none."""
         return [
-            Generation(request, stream, self._encoder.detokenizer(request.sampling.stop))
+            Generation(request, stream, self.encoder.detokenizer(request.sampling.stop))
             for request, stream in zip(requests, self.engine.submit(requests), strict=True)
         ]
 
@@ -314,7 +242,7 @@ class Pipeline:
     def _encode(self, prompt: Prompt, limit: int, **options: bool) -> EncodedPrompt:
         if prompt.raw is not None:
             return self._encode_raw(prompt.raw, limit, **options)
-        self._encoder.check_num_images(
+        self.encoder.check_num_images(
             sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
         )
         messages = [
@@ -323,7 +251,7 @@ class Pipeline:
             )
             for turn in prompt.turns
         ]
-        return self._encoder.encode(messages, limit=limit, tools=prompt.tools or None, **options)
+        return self.encoder.encode(messages, limit=limit, tools=prompt.tools or None, **options)
 
     def _encode_raw(self, raw: str | tuple[int, ...], limit: int, **options: bool) -> EncodedPrompt:
         vocab_size = self.checkpoint.vocab_size
@@ -332,7 +260,7 @@ class Pipeline:
                 f"prompt has token ids from {min(raw)} to {max(raw)}; this model's are from 0 to "
                 f"{vocab_size - 1}"
             )
-        return self._encoder.encode_raw(raw, limit=limit, **options)
+        return self.encoder.encode_raw(raw, limit=limit, **options)
 
     def _part(self, part: str | EncodedImage, prompt: Prompt) -> TextPart | ImagePart:
         if isinstance(part, str):

@@ -239,9 +239,14 @@ def decode_image(
     )
 
 
+def most_pixels(checkpoint: Checkpoint, limits: ImageSettings) -> int:
+    """The largest area after resizing that a request may ask for."""
+    return limits.max_pixels or checkpoint.max_pixels
+
+
 def _area(checkpoint: Checkpoint, limits: ImageSettings, bounds: PixelBounds) -> tuple[int, int]:
     """The least and most pixels after resizing: the request's, the settings', the checkpoint's."""
-    cap = limits.max_pixels or checkpoint.max_pixels
+    cap = most_pixels(checkpoint, limits)
     for name, value in (("min_pixels", bounds.min_pixels), ("max_pixels", bounds.max_pixels)):
         if value is not None and not 1 <= value <= cap:
             raise InvalidRequest(f"{name} is {value}; it must be from 1 to {cap}")

@@ -23,7 +23,7 @@ from model.engine.scheduler import Scheduler, SchedulerLimits
 from model.errors import InvalidRequest, NotReady, Unsupported
 from model.serving.chat import PromptEncoder
 from model.serving.contract import OUTPUTS, VERSION
-from model.serving.generation import Pipeline, Prompt
+from model.serving.generation import Pipeline
 from model.serving.parameters import (
     parse_max_queue_seconds,
     parse_pixel_bounds,
@@ -32,6 +32,7 @@ from model.serving.parameters import (
     parse_structure,
     sampling_defaults,
 )
+from model.serving.prompt import Prompt
 from model.serving.statistics import InferTimes, ModelStatistics, StatisticsRecorder
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ def parse_sampling(
     values: dict[str, object] = {}
     for name, value in given.items():
         if name in INTEGER_PARAMETERS:
-            values[name] = _integer(name, value)
+            values[name] = integer(name, value)
         elif name in NUMBER_PARAMETERS:
             values[name] = _number(name, value)
         else:
@@ -134,7 +134,7 @@ def parse_priority(parameters: Mapping[str, object]) -> int:
     value = parameters.get("priority")
     if value is None:
         return 0
-    level = _integer("priority", value)
+    level = integer("priority", value)
     if not 0 <= level <= PRIORITY_LEVELS:
         raise InvalidRequest(
             f"priority is {level}; it must be from 1, which goes first, to {PRIORITY_LEVELS}, "
@@ -148,7 +148,7 @@ def parse_max_queue_seconds(parameters: Mapping[str, object]) -> float | None:
     value = parameters.get("timeout")
     if value is None:
         return None
-    microseconds = _integer("timeout", value)
+    microseconds = integer("timeout", value)
     if not 0 <= microseconds <= MAX_TIMEOUT_MICROSECONDS:
         raise InvalidRequest(
             f"timeout is {microseconds}; it must be from 0 to {MAX_TIMEOUT_MICROSECONDS} "
@@ -202,7 +202,8 @@ def shown(value: object, max_length: int = 80) -> str:
             return repr(value)
 
 
-def _integer(name: str, value: object) -> int:
+def integer(name: str, value: object) -> int:
+    """The value of a whole-number parameter; raises InvalidRequest."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequest(f"{name} is {shown(value)}; it must be an integer, {_hint(value)}")
     return value
@@ -232,7 +233,7 @@ def _hint(value: object) -> str:
 def _pixels(name: str, value: object) -> int | None:
     if value is None:
         return None
-    pixels = _integer(name, value)
+    pixels = integer(name, value)
     if pixels < 1:
         raise InvalidRequest(f"{name} is {pixels}; it must be at least 1")
     return pixels
@@ -254,7 +255,7 @@ def _stop_token_ids(value: object) -> frozenset[int]:
     ids = _parsed(value)
     if not isinstance(ids, list | tuple):
         raise InvalidRequest(f"stop_token_ids is {shown(value)}; it must be a list of integers")
-    return frozenset(_integer("stop_token_ids holds a value that", token_id) for token_id in ids)
+    return frozenset(integer("stop_token_ids holds a value that", token_id) for token_id in ids)
 
 
 def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:

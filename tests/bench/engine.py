@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from model.__main__ import load
 from model.request import SamplingParams
-from model.serving.generation import Prompt
 from model.serving.images import PixelBounds
 from model.serving.kserve_model import Qwen3VLModel
+from model.serving.prompt import Prompt
 from model.settings import Dtype, ModelSettings, Settings
 from tests.bench.client import Round
 from tests.bench.machine import dtypes

@@ -28,9 +28,10 @@ from model.errors import InvalidRequest
 from model.request import FinishReason, GenerateRequest, SamplingParams
 from model.runner.grammar import Grammars, without
 from model.runner.load import load_runner
-from model.serving.generation import Prompt, derived_seed
+from model.serving.generation import derived_seed
 from model.serving.images import PixelBounds
 from model.serving.kserve_model import Loaded, Qwen3VLModel, _build_pipeline
+from model.serving.prompt import Prompt
 from model.serving.structure import ANY_OBJECT, Choice, JsonSchema, Lark, Regex, compile_structure
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 
