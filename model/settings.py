@@ -177,7 +177,7 @@ class RequestSettings(Section):
     body_idle_seconds: float = Field(
         30.0, gt=0, description="how long an HTTP body may pause: slow senders, not absent ones"
     )
-    max_batch: int = Field(32, ge=1, description="prompts in one V2 request")
+    max_batch: int = Field(32, ge=1, description="prompts in one V2 request or one batch")
     max_prompt_bytes: int = Field(
         32 * 1024, ge=1, description="UTF-8 bytes of the text of one prompt"
     )

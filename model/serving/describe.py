@@ -13,27 +13,25 @@ from fastapi.responses import JSONResponse
 
 from model.serving.body import until_disconnect
 from model.serving.describe_body import read_question
-from model.serving.describer import Describer
 from model.serving.request_id import request_id_of
 from model.serving.sse import EventStream, wanted_form
 
 if TYPE_CHECKING:
-    from model.serving.kserve_model import Qwen3VLModel
+    from model.serving.describer import Describer
     from model.serving.lifecycle import Lifecycle
     from model.settings import Settings
 
 
-def describe_router(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+def describe_router(describer: Describer, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
     """The route, for one model."""
     router = APIRouter(tags=["describe"])
-    describer = Describer(model)
 
     @router.post("/api/v1/describe")
     async def describe(request: Request) -> Response:
         """Describe one picture, or answer a question about several."""
         with lifecycle.request():
             question = await read_question(request, settings)
-            head = {"id": request_id_of(request), "model": model.name}
+            head = {"id": request_id_of(request), "model": describer.model_name}
             form = wanted_form(request.headers.get("accept", ""), question.options.stream)
             if form is not None:
                 events = lifecycle.holding(describer.events(question, head))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from model.serving.describe_body import Question
 from model.serving.generation import Transcript
 from model.serving.parameters import (
     parse_pixel_bounds,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from model.request import GenerateRequest, SamplingParams
-    from model.serving.describe_body import Options, Question
+    from model.serving.describe_body import Options
     from model.serving.generation import Completion
     from model.serving.kserve_model import Qwen3VLModel
 
@@ -29,6 +30,15 @@ class Describer:
 
     def __init__(self, model: Qwen3VLModel) -> None:
         self._model = model
+
+    @property
+    def model_name(self) -> str:
+        """The name that answers carry."""
+        return str(self._model.name)
+
+    def check_capacity(self, num_questions: int) -> None:
+        """Raise QueueFull unless that many more may wait."""
+        self._model.pipeline.engine.check_capacity(num_questions)
 
     def prompt(self, question: Question) -> Prompt:
         """What the model is asked; judges every option, but no picture."""
@@ -48,6 +58,10 @@ class Describer:
             priority=parse_priority(options.parameters),
             max_queue_seconds=parse_timeout_seconds(options.parameters),
         )
+
+    def check(self, options: Options) -> None:
+        """Judge options before any picture is seen."""
+        self._model.pipeline.check(self.prompt(Question((), None, options)))
 
     async def answer(self, question: Question) -> dict[str, Any]:
         """The whole answer, without an id."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Checkpoint
     from model.engine.loop import Engine, TokenStream
-    from model.request import SamplingParams, TokenLogprobs
+    from model.request import TokenLogprobs
     from model.serving.chat import EncodedPrompt, PromptEncoder
     from model.serving.detokenizer import IncrementalDetokenizer
     from model.serving.prompt import Prompt
@@ -160,6 +160,19 @@ class Pipeline:
         """The checkpoint's folder."""
         return self.checkpoint.path
 
+    def check(self, prompt: Prompt) -> None:
+        """What can be said of a prompt before its pictures are read; raises InvalidRequest."""
+        limit = self.engine.max_sequence_tokens
+        if prompt.sampling.max_tokens > limit:
+            raise InvalidRequest(
+                f"max_tokens is {prompt.sampling.max_tokens}; this model's context has {limit} "
+                "tokens"
+            )
+        prompt.sampling.check_vocabulary(self.checkpoint.vocab_size)
+        self.encoder.check_num_images(
+            sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
+        )
+
     async def prepare(self, prompts: Seq[Prompt]) -> list[GenerateRequest]:
         """Decode, resize and tokenise on the worker threads; raises ServingError of the first
         fault.
@@ -168,6 +181,8 @@ class Pipeline:
         """
         # A full queue is told before any picture is decoded for nothing.
         self.engine.check_capacity(sum(prompt.n for prompt in prompts))
+        for prompt in prompts:
+            self.check(prompt)
         loop = asyncio.get_running_loop()
         prepared = await asyncio.gather(
             *(loop.run_in_executor(self._threads, self._prepare, prompt) for prompt in prompts)
@@ -179,6 +194,7 @@ class Pipeline:
 
         options: those of PromptEncoder.encode, or of encode_raw for a raw prompt
         """
+        self.check(prompt)
         encode = partial(self._encode, prompt, sys.maxsize, **options)
         return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
@@ -213,7 +229,6 @@ class Pipeline:
 
     def _request(self, prompt: Prompt) -> GenerateRequest:
         sampling = prompt.sampling
-        self._check(sampling)
         # Before the pictures, which take longer to read than a fault here.
         grammar = self._compile(prompt.structure) if prompt.structure else None
         encoded = self._encode(prompt, self.engine.max_sequence_tokens - 1)
@@ -230,21 +245,9 @@ class Pipeline:
             grammar=grammar,
         )
 
-    def _check(self, sampling: SamplingParams) -> None:
-        """What only a loaded model can say of parameters; raises InvalidRequest."""
-        limit = self.engine.max_sequence_tokens
-        if sampling.max_tokens > limit:
-            raise InvalidRequest(
-                f"max_tokens is {sampling.max_tokens}; this model's context has {limit} tokens"
-            )
-        sampling.check_vocabulary(self.checkpoint.vocab_size)
-
     def _encode(self, prompt: Prompt, limit: int, **options: bool) -> EncodedPrompt:
         if prompt.raw is not None:
             return self._encode_raw(prompt.raw, limit, **options)
-        self.encoder.check_num_images(
-            sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
-        )
         messages = [
             Message(
                 turn.role, tuple(self._part(part, prompt) for part in turn.parts), turn.tool_calls

@@ -20,8 +20,10 @@ from prometheus_client import exposition
 
 from model import __version__
 from model.checkpoint import CheckpointError
+from model.serving.batch import batch_router
 from model.serving.body import install_error_handlers
 from model.serving.describe import describe_router
+from model.serving.describer import Describer
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.metrics import build_registry
 from model.serving.request_id import RequestIds
@@ -69,7 +71,9 @@ def build_app(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> 
         return JSONResponse({"status": lifecycle.phase.value}, 200 if lifecycle.ready else 503)
 
     app.include_router(v2_router(model, lifecycle, settings))
-    app.include_router(describe_router(model, lifecycle, settings))
+    describer = Describer(model)
+    app.include_router(describe_router(describer, lifecycle, settings))
+    app.include_router(batch_router(describer, lifecycle, settings))
     install_error_handlers(app)
     return app
 
