@@ -1,22 +1,52 @@
-"""The `qwen3-vl` command; its `serve` is `python -m model`."""
+"""The `qwen3-vl` command: one program, its commands in modules that only they import."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from typing import TYPE_CHECKING, Final
 
 from model import __version__
-from model.__main__ import main as serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Sequence as Seq
 
 
-def main() -> int:
+def _serve(arguments: Seq[str]) -> int:
+    from model.__main__ import main
+
+    return main(arguments)
+
+
+def _describe(arguments: Seq[str]) -> int:
+    from model.client.command import main
+
+    return main(arguments, os.environ)
+
+
+COMMANDS: Final[dict[str, tuple[Callable[[Seq[str]], int], str]]] = {
+    "serve": (_serve, "run the server: V2 over HTTP and gRPC, OpenAI's API, describe"),
+    "describe": (_describe, "describe pictures: ask a server, or a model in this process"),
+}
+
+
+def main(arguments: Seq[str] | None = None) -> int:
     """Run a command of `qwen3-vl`; what follows its name is that command's own."""
-    parser = argparse.ArgumentParser(prog="qwen3-vl", description="Model server for Qwen3-VL.")
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=["serve"], help="serve: run the server")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see qwen3-vl serve --help")
-    given = parser.parse_args()
-    return serve(given.arguments)
+    lines = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="qwen3-vl",
+        description="Qwen3-VL: a model server, and a command line to ask it.",
+        epilog=f"commands:\n{lines}\n\nqwen3-vl COMMAND --help says more of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"qwen3-vl {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="its own")
+    given = parser.parse_args(arguments)
+    run, _ = COMMANDS[given.command]
+    return run(given.arguments)
 
 
 if __name__ == "__main__":

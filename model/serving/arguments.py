@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kserve import model_server
 from pydantic import ValidationError
+from pydantic_settings import SettingsError as UnreadableVariable
 
 from model.settings import (
     ENV_PREFIX,
@@ -119,6 +120,10 @@ def parse_settings(
         return Settings(**sections), tuple(unused)
     except UnknownSetting as e:
         raise SettingsError(str(e)) from e
+    except UnreadableVariable as e:
+        raise SettingsError(
+            f"{e}; several values in one variable are JSON, as {ENV_PREFIX}MODEL__NAMES='[\"a\"]'"
+        ) from e
     except ValidationError as e:
         raise SettingsError(_explain(e)) from e
 
