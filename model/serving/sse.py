@@ -43,12 +43,13 @@ HEADERS: Final = {
 class StreamFormat:
     """How objects become bytes.
 
-    encode: one object; error: the object that tells an error on the way
+    encode: one object, or whatever else a stream yields
+    error: the object that tells an error on the way
     keep_alive: sent while there is nothing to tell, b"" for never; end: sent after the last object
     """
 
     content_type: str
-    encode: Callable[[dict[str, Any]], bytes]
+    encode: Callable[[Any], bytes]
     error: Callable[[ServingError], dict[str, Any]]
     keep_alive: bytes = b""
     end: bytes = b""
@@ -107,8 +108,8 @@ class EventStream(Response):
 
     def __init__(
         self,
-        first: dict[str, Any],
-        rest: AsyncGenerator[dict[str, Any], None],
+        first: asyncio.Future[Any],
+        rest: AsyncGenerator[Any, None],
         form: StreamFormat = EVENTS,
     ) -> None:
         super().__init__(headers={"Content-Type": form.content_type, **HEADERS})
@@ -123,11 +124,24 @@ class EventStream(Response):
     async def begin(
         cls,
         receive: Receive,
-        objects: AsyncGenerator[dict[str, Any], None],
+        objects: AsyncGenerator[Any, None],
         form: StreamFormat = EVENTS,
     ) -> EventStream:
-        """Wait for the first object, so that an error before it is a status and not a 200."""
-        return cls(await until_disconnect(receive, _first_of(objects)), objects, form)
+        """Wait for the first object, so that an error before it is a status and not a 200.
+
+        Where there are comments, no longer than a connection may be silent: then they begin.
+        """
+        first = asyncio.ensure_future(_first_of(objects))
+        patience = KEEP_ALIVE_SECONDS if form.keep_alive else None
+        try:
+            await until_disconnect(receive, asyncio.wait((first,), timeout=patience))
+        except BaseException:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            raise
+        if first.done():
+            first.result()
+        return cls(first, objects, form)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the objects as they come, until they end or the client goes away."""
@@ -153,10 +167,10 @@ class EventStream(Response):
             await asyncio.gather(keeping_alive, return_exceptions=True)
         await send({"type": "http.response.body", "body": self._form.end, "more_body": False})
 
-    async def _objects(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def _objects(self) -> AsyncGenerator[Any, None]:
         """All objects; the last tells what went wrong on the way, if anything did."""
-        yield self._first
         try:
+            yield await self._first
             async for item in self._rest:
                 yield item
         except ServingError as e:
@@ -175,7 +189,7 @@ class EventStream(Response):
             await asyncio.sleep(KEEP_ALIVE_SECONDS - silent_seconds)
 
 
-async def _first_of(objects: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
+async def _first_of(objects: AsyncGenerator[Any, None]) -> object:
     async for item in objects:
         return item
     raise EngineFailure("the model gave no answer")

@@ -115,6 +115,27 @@ async def test_comments_are_sent_while_nothing_else_is(monkeypatch: pytest.Monke
         assert b'"b":2' in sent.body
 
 
+async def test_a_stream_that_waits_long_for_its_first_object_begins_with_comments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+
+    async def late(error: bool) -> AsyncGenerator[dict[str, Any], None]:
+        await asyncio.sleep(0.07)
+        if error:
+            raise QueueTimeout(2, 1)
+        yield {"a": 1}
+
+    for error, end in ((False, b'data: {"a":1}\n\n'), (True, b'the limit is 1 s"}\n\n')):
+        sent, channel = Sent(), Channel()
+        await channel()
+        await (await EventStream.begin(channel, late(error)))({}, channel, sent)
+        assert sent.body.startswith(b": keep-alive\n\n")
+        assert sent.body.endswith(end)
+    with pytest.raises(QueueTimeout):  # without comments, whoever waits still reads a status
+        await EventStream.begin(Channel(), late(True), TYPED_LINES)
+
+
 async def test_a_busy_stream_has_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.05)
 
@@ -145,6 +166,28 @@ async def test_a_client_that_went_away_while_something_was_sent_is_no_error() ->
             raise OSError("connection reset")
 
     await (await EventStream.begin(channel, endless()))({}, channel, broken)
+    assert closed.is_set()
+
+
+async def test_a_stream_that_begins_with_comments_ends_with_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    channel, closed = Channel(), asyncio.Event()
+    await channel()
+
+    async def waiting() -> AsyncGenerator[dict[str, Any], None]:
+        try:
+            await asyncio.sleep(60)
+            yield {}
+        finally:
+            closed.set()
+
+    stream = await EventStream.begin(channel, waiting())
+    sending = asyncio.create_task(stream({}, channel, Sent()))
+    await asyncio.sleep(0.05)
+    channel.gone.set()
+    await sending
     assert closed.is_set()
 
 
