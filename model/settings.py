@@ -211,6 +211,11 @@ class ServerSettings(Section):
     keep_alive_seconds: int = Field(
         65, ge=1, description="idle HTTP connections are kept this long"
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="origins whose pages may call this server from a browser, as "
+        "https://app.example.com; * for any; default: none",
+    )
 
 
 class Settings(BaseSettings):

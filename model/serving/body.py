@@ -1,12 +1,14 @@
 """HTTP's edges, the same for every protocol: bodies read within bounds, errors told in one form.
 
-Errors are `{"error": text}`, as V2 clients expect it. Knows no protocol's own words.
+Errors are `{"error": text}`, as V2 clients expect it, unless the app's form says otherwise for a
+path. Knows no protocol's own words.
 """
 
 from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
 T = TypeVar("T")
+
+# The body of an error, from the request's path, the text, the status and, where it is one of ours,
+# the error itself.
+ErrorForm = Callable[[str, str, int, ServingError | None], dict[str, Any]]
 
 INFLATE_BYTES: Final = 1 << 20
 DISCARD_SECONDS: Final = 1.0
@@ -193,7 +199,12 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def error_response(error: ServingError) -> Response:
+def plain_error(path: str, text: str, status: int, error: ServingError | None) -> dict[str, Any]:
+    """The same for every path; see ErrorForm."""
+    return {"error": text}
+
+
+def error_response(error: ServingError, path: str = "", form: ErrorForm = plain_error) -> Response:
     """What a client reads of an error: its text, its status, when to come back.
 
     While not serving and after an unread body the connection is closed: the next request should
@@ -204,35 +215,41 @@ def error_response(error: ServingError) -> Response:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, NotReady | BodyTooLarge | BodyTimeout):
         headers["Connection"] = "close"
-    return JSONResponse({"error": str(error)}, error.status, headers)
+    return JSONResponse(form(path, str(error), error.status, error), error.status, headers)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer every failure of the app's routes, and its unknown routes, as `{"error": text}`."""
+def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
+    """Answer every failure of the app's routes, and its unknown routes, in the given form."""
+
+    def body(request: Request, text: str, status: int) -> dict[str, Any]:
+        return form(request.scope["path"], text, status, None)
 
     async def serving_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServingError)
-        return error_response(error)
+        return error_response(error, request.scope["path"], form)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         text = str(error.detail)
         if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
             known = "no such route" if error.status_code == HTTPStatus.NOT_FOUND else "not allowed"
-            text = f"{request.method} {request.url.path}: {known}"
-        return JSONResponse({"error": text}, error.status_code, error.headers)
+            text = f"{request.method} {request.scope['path']}: {known}"
+        answer = body(request, text, error.status_code)
+        return JSONResponse(answer, error.status_code, error.headers)
 
     async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         faults = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        return JSONResponse({"error": "; ".join(faults)}, HTTPStatus.BAD_REQUEST)
+        status = HTTPStatus.BAD_REQUEST
+        return JSONResponse(body(request, "; ".join(faults), status), status)
 
     async def client_gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def unexpected(request: Request, error: Exception) -> Response:
         # The server logs the traceback: Starlette raises the error again after this answer.
-        return JSONResponse({"error": INTERNAL_ERROR}, HTTPStatus.INTERNAL_SERVER_ERROR)
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        return JSONResponse(body(request, INTERNAL_ERROR, status), status)
 
     app.add_exception_handler(ServingError, serving_error)
     app.add_exception_handler(HTTPException, http_error)

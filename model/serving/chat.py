@@ -132,9 +132,19 @@ class PromptEncoder:
         except Exception as e:  # tokenizers raises bare Exception
             raise CheckpointError(f"{checkpoint.path / 'tokenizer.json'} is not usable: {e}") from e
 
+    @property
+    def tool_call_marks(self) -> tuple[int, int] | None:
+        """The ids of <tool_call> and </tool_call>, None where they are no tokens."""
+        opening, closing = map(self._special.get, ("<tool_call>", "</tool_call>"))
+        return None if opening is None or closing is None else (opening, closing)
+
     def detokenizer(self, stop: tuple[str, ...] = ()) -> IncrementalDetokenizer:
         """A new answer's detokenizer."""
         return IncrementalDetokenizer(self.token_bytes, stop)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones as they are written."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
     def check_num_images(self, num_images: int) -> None:
         """Raise InvalidRequest for more pictures than a prompt may hold; before decoding any."""

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import exposition
+from starlette.middleware.cors import CORSMiddleware
 
 from model import __version__
 from model.checkpoint import CheckpointError
@@ -26,6 +27,8 @@ from model.serving.describe import describe_router
 from model.serving.describer import Describer
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.metrics import build_registry
+from model.serving.openai_errors import error_body
+from model.serving.openai_http import openai_router
 from model.serving.request_id import RequestIds
 from model.serving.v2_grpc import build_grpc_server
 from model.serving.v2_http import v2_router
@@ -74,7 +77,16 @@ def build_app(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> 
     describer = Describer(model)
     app.include_router(describe_router(describer, lifecycle, settings))
     app.include_router(batch_router(describer, lifecycle, settings))
-    install_error_handlers(app)
+    app.include_router(openai_router(model, lifecycle, settings))
+    install_error_handlers(app, error_body)
+    if settings.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.server.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Ignored-Fields", "Retry-After"],
+        )
     return app
 
 

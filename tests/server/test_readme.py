@@ -48,16 +48,32 @@ def test_the_curl_line_gives_the_answer_below_it(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_the_python_lines_work_over_both_protocols(server: RunningServer, protocol: str) -> None:
-    [script] = blocks("python")
+    [script] = [block for block in blocks("python") if "tritonclient" in block]
     if protocol == "grpc":
         script = script.replace("tritonclient.http", "tritonclient.grpc")
         script = script.replace("localhost:8080", "localhost:8081")
+    assert printed_by(at(server, script)) == "Beige."
+
+
+def test_the_openai_lines_work(server: RunningServer) -> None:
+    [script] = [block for block in blocks("python") if "openai" in block]
+    assert printed_by(at(server, script)) == "Beige."
+
+
+def test_the_openai_curl_line_works(server: RunningServer) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    [command] = re.findall(r"^\| OpenAI \|[^|]*\| `(.*)` \|$", README, re.MULTILINE)
+    command = command.replace("photo.jpg", "model/demo/samples/scene-00000.jpg")
+    printed = subprocess.run(
+        at(server, command), shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(printed.stdout)["choices"][0]["message"]["content"]
+
+
+def printed_by(script: str) -> str:
     ended = subprocess.run(
-        [sys.executable, "-c", at(server, script)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() == "Beige."
+    return ended.stdout.strip()

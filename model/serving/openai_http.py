@@ -1,0 +1,179 @@
+"""OpenAI's HTTP routes, under /v1 and /openai/v1: thin handlers around chat and completions.
+
+A request without a `model` is for the one that is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from fastapi import APIRouter, Request, Response
+
+from model.errors import InvalidRequest, ModelNotFound, ServingError, UnsupportedMediaType
+from model.serving.body import discard_body, read_body, until_disconnect
+from model.serving.json_body import kind, parse_object
+from model.serving.openai_answer import EVENTS, json_response
+from model.serving.openai_chat import Chat
+from model.serving.openai_completions import Completions
+from model.serving.openai_fields import ignored_header
+from model.serving.openai_tokens import detokenize, tokenize
+from model.serving.parameters import shown
+from model.serving.sse import EventStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from model.serving.kserve_model import Qwen3VLModel
+    from model.serving.lifecycle import Lifecycle
+    from model.settings import Settings
+
+    Read = Callable[[dict[str, Any], Qwen3VLModel, str], Chat | Completions]
+    Work = Callable[[Mapping[str, Any], Qwen3VLModel], Coroutine[Any, Any, dict[str, Any]]]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+PREFIXES: Final = ("/v1", "/openai/v1")
+OWNER: Final = "qwen3-vl-server"
+JSON_TYPES: Final = ("application/json", "")
+MAX_SHOWN_NAME: Final = 128
+# Below this a body is parsed where it is: handing it to a thread takes longer.
+LARGE_BODY_BYTES: Final = 256 * 1024
+
+
+def openai_router(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+    """All of OpenAI's routes for one model, and vLLM's beside them."""
+    router = APIRouter(tags=["openai"])
+    routes = _Routes(model, lifecycle, settings)
+    for prefix in PREFIXES:
+        shown_once = prefix == PREFIXES[0]
+        get, post = (
+            partial(router.add_api_route, methods=[method], include_in_schema=shown_once)
+            for method in ("GET", "POST")
+        )
+        get(f"{prefix}/models", routes.models)
+        get(f"{prefix}/models/{{model_name:path}}", routes.model)
+        post(f"{prefix}/chat/completions", routes.chat)
+        post(f"{prefix}/completions", routes.completions)
+    for prefix in ("", *PREFIXES):
+        for path, handler in (("/tokenize", routes.tokenize), ("/detokenize", routes.detokenize)):
+            router.add_api_route(
+                prefix + path, handler, methods=["POST"], include_in_schema=not prefix
+            )
+    return router
+
+
+class _Routes:
+    """The handlers, of one model."""
+
+    def __init__(self, model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> None:
+        self._model = model
+        self._lifecycle = lifecycle
+        self._limits = settings.request
+        self._created = int(time.time())
+
+    async def models(self) -> Response:
+        """Every name of the served model."""
+        data = [self._description(name) for name in self._model.names]
+        return json_response({"object": "list", "data": data})
+
+    async def model(self, model_name: str) -> Response:
+        """One name of the served model."""
+        return json_response(self._description(self._known(model_name)))
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation of text and pictures, whole or as server-sent events."""
+        return await self._answer(request, Chat.read)
+
+    async def completions(self, request: Request) -> Response:
+        """Go on with a prompt, or several, as they are: no chat template, no pictures."""
+        return await self._answer(request, Completions.read)
+
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a prompt or of messages."""
+        return await self._count(request, tokenize)
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of tokens."""
+        return await self._count(request, detokenize)
+
+    async def _answer(self, request: Request, read: Read) -> Response:
+        def parse(body: bytearray) -> Chat | Completions:
+            document = parse_object(body)
+            return read(document, self._model, self._name(document))
+
+        await self._check_serving(request)
+        with self._lifecycle.request():
+            asked = await self._parsed(request, parse)
+            ignored = ignored_header(asked.fields.ignored)
+            if ignored:
+                logger.debug("%s: fields ignored: %s", asked.head.id, *ignored.values())
+            if asked.fields.stream is None:
+                answer = asked.answer(self._model)
+                return json_response(await until_disconnect(request.receive, answer), ignored)
+            # Held open by the stream itself: the handler returns long before the last byte.
+            events = self._lifecycle.holding(asked.events(self._model))
+            stream = await EventStream.begin(request.receive, events, EVENTS)
+            stream.headers.update(ignored)
+            return stream
+
+    async def _count(self, request: Request, work: Work) -> Response:
+        await self._check_serving(request)
+        with self._lifecycle.request():
+            document = await self._parsed(request, parse_object)
+            self._name(document)
+            return json_response(
+                await until_disconnect(request.receive, work(document, self._model))
+            )
+
+    async def _check_serving(self, request: Request) -> None:
+        try:
+            self._lifecycle.check_serving()
+        except ServingError:
+            await discard_body(request, self._limits.max_body_bytes)
+            raise
+
+    async def _parsed(self, request: Request, parse: Callable[[bytearray], T]) -> T:
+        """What the body says; a large one is read on a thread."""
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type not in JSON_TYPES:
+            await discard_body(request, self._limits.max_body_bytes)
+            raise UnsupportedMediaType(
+                f"Content-Type is {shown(media_type)}; it must be application/json"
+            )
+        body = await read_body(request, self._limits.max_body_bytes, self._limits.body_idle_seconds)
+        if len(body) > LARGE_BODY_BYTES:
+            return await asyncio.to_thread(parse, body)
+        return parse(body)
+
+    def _name(self, document: Mapping[str, Any]) -> str:
+        """The model's name, as the client has it; the first of ours where it has none."""
+        name = document.get("model")
+        if name is None:
+            return self._model.names[0]
+        if not isinstance(name, str):
+            raise InvalidRequest(f"model is {kind(name)}; it must be a string")
+        return self._known(name)
+
+    def _known(self, name: str) -> str:
+        if name not in self._model.names:
+            raise ModelNotFound(name[:MAX_SHOWN_NAME], self._model.names)
+        return name
+
+    def _description(self, name: str) -> dict[str, Any]:
+        model = self._model
+        limit = model.pipeline.engine.max_sequence_tokens if model.loaded else None
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": OWNER,
+            "root": model.names[0],
+            "parent": None,
+            "max_model_len": limit,
+        }
