@@ -1,4 +1,4 @@
-"""The openai package against this server: chat, completions, streams, tools, errors, cancelling."""
+"""The openai package (written with 2.54): chat, completions, streams, tools, errors, cancelling."""
 
 from __future__ import annotations
 
