@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from model.demo import SAMPLES_DIR
-from tests.serving import start_server, wait_for
+from tests.serving import start_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +39,10 @@ def post(server: RunningServer, accept: str = "*/*", **fields: Any) -> httpx.Res
 
 
 @contextmanager
-def streaming(server: RunningServer, **fields: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    url, headers = server.http_url + ROUTE, {"accept": "application/x-ndjson"}
+def streaming(
+    server: RunningServer, route: str = ROUTE, **fields: Any
+) -> Iterator[Iterator[dict[str, Any]]]:
+    url, headers = server.http_url + route, {"accept": "application/x-ndjson"}
     with httpx.stream("POST", url, json=fields, headers=headers, timeout=120) as response:
         assert response.status_code == 200, response.read()
         yield (json.loads(line) for line in response.iter_lines())
@@ -219,13 +221,15 @@ def test_pictures_that_the_queue_cannot_hold_at_once_follow_each_other(
 
 
 def test_only_a_queue_full_of_others_fails_a_picture(narrow: RunningServer) -> None:
-    images = [text(PICTURES[0])] * 3
-    with streaming(narrow, images=images[:2], **LONG) as others:
-        next(others)
-        # The other fills the queue of image tokens.
-        wait_for(lambda: narrow.metric("running_sequences") == 1, "one of theirs runs")
-        narrow.wait_until_running(2)
-        answer = post(narrow, images=images).json()
+    image = text(PICTURES[0])
+    with (
+        streaming(narrow, "/api/v1/describe", image=image, **LONG) as running,
+        streaming(narrow, "/api/v1/describe", image=image, **LONG) as queued,
+    ):
+        for _ in range(2):
+            next(running)
+        next(queued)
+        answer = post(narrow, images=[image] * 3).json()
     assert (answer["succeeded"], answer["failed"]) == (0, 3), answer
     assert {result["status"] for result in answer["results"]} == {429}
     assert "image tokens are queued" in answer["results"][0]["error"]
