@@ -41,6 +41,8 @@ def main(arguments: Seq[str] | None = None) -> int:
     # they wait for: measured six times slower beside one other busy process, no faster alone.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
+    # It would log the URL of every picture that is fetched, signature and all.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     arguments = sys.argv[1:] if arguments is None else arguments
     # KServe parses sys.argv when it is imported, and would answer --help itself.
     sys.argv = sys.argv[:1]

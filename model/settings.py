@@ -166,6 +166,32 @@ class ImageSettings(Section):
     max_pixels: int | None = Field(
         None, ge=1, description="pixels a picture is shrunk to; default: the checkpoint's processor"
     )
+    url_domains: tuple[str, ...] = Field(
+        (),
+        description="hosts that pictures are fetched from: names, *.example.com for all below it, "
+        "* for any public one; none: no URL is fetched, as a server that fetches what strangers "
+        "name is a way into the network",
+    )
+    url_ports: tuple[int, ...] = Field(
+        (80, 443), min_length=1, description="ports that a picture's URL may have"
+    )
+    url_allow_private: bool = Field(
+        False,
+        description="DANGEROUS, for tests and development: fetch from addresses inside the network "
+        "and on this machine too, metadata services among them",
+    )
+    url_connect_seconds: float = Field(
+        3.0, gt=0, description="how long connecting to a picture's host may take"
+    )
+    url_read_seconds: float = Field(
+        5.0, gt=0, description="how long a picture's host may send nothing"
+    )
+    url_total_seconds: float = Field(
+        10.0, gt=0, description="how long a picture's URL may take in all, redirects included"
+    )
+    url_max_redirects: int = Field(
+        3, ge=0, description="redirects that a picture's URL may lead through, each judged anew"
+    )
 
 
 class RequestSettings(Section):

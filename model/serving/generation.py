@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from model.errors import InvalidRequest
 from model.request import MAX_SEED, FinishReason, GenerateRequest
 from model.serving.chat import ImagePart, Message, TextPart
-from model.serving.images import decode_image
-from model.serving.prompt import EncodedImage
+from model.serving.fetch import Fetcher
+from model.serving.images import decode_image, is_url
 from model.serving.structure import compile_structure
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from model.request import TokenLogprobs
     from model.serving.chat import EncodedPrompt, PromptEncoder
     from model.serving.detokenizer import IncrementalDetokenizer
-    from model.serving.prompt import Prompt
+    from model.serving.prompt import EncodedImage, Prompt
     from model.settings import Settings
 
 MAX_GRAMMARS = 32
@@ -149,6 +149,7 @@ class Pipeline:
         self.engine = engine
         self.encoder = encoder
         self._limits = settings.image
+        self._fetcher = Fetcher(settings.image)
         # The rows of a batch share one structure, and clients repeat theirs.
         self._compile = lru_cache(MAX_GRAMMARS)(compile_structure)
         self._threads = ThreadPoolExecutor(
@@ -169,9 +170,7 @@ class Pipeline:
                 "tokens"
             )
         prompt.sampling.check_vocabulary(self.checkpoint.vocab_size)
-        self.encoder.check_num_images(
-            sum(isinstance(part, EncodedImage) for turn in prompt.turns for part in turn.parts)
-        )
+        self.encoder.check_num_images(len(prompt.images))
 
     async def prepare(self, prompts: Seq[Prompt]) -> list[GenerateRequest]:
         """Decode, resize and tokenise on the worker threads; raises ServingError of the first
@@ -183,6 +182,7 @@ class Pipeline:
         self.engine.check_capacity(sum(prompt.n for prompt in prompts))
         for prompt in prompts:
             self.check(prompt)
+        prompts = await self._fetched(prompts)
         loop = asyncio.get_running_loop()
         prepared = await asyncio.gather(
             *(loop.run_in_executor(self._threads, self._prepare, prompt) for prompt in prompts)
@@ -195,6 +195,7 @@ class Pipeline:
         options: those of PromptEncoder.encode, or of encode_raw for a raw prompt
         """
         self.check(prompt)
+        [prompt] = await self._fetched([prompt])
         encode = partial(self._encode, prompt, sys.maxsize, **options)
         return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
 
@@ -217,6 +218,15 @@ class Pipeline:
     def close(self) -> None:
         """End the worker threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _fetched(self, prompts: Seq[Prompt]) -> Seq[Prompt]:
+        """The prompts, with files for URLs; each URL is fetched once."""
+        contents = {image.content for prompt in prompts for image in prompt.images}
+        urls = [content for content in contents if is_url(content)]
+        if not urls:
+            return prompts
+        files = await self._fetcher.fetch_all(urls)
+        return [prompt.with_files(files) for prompt in prompts]
 
     def _prepare(self, prompt: Prompt) -> list[GenerateRequest]:
         """One request for each answer; pictures are decoded once and shared."""

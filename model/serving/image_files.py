@@ -103,6 +103,15 @@ def open_image(
     return OpenedImage(image, width, height)
 
 
+def is_picture(encoded: bytes | bytearray) -> bool:
+    """Whether a file begins as one of the four formats does."""
+    try:
+        _kind(bytes(encoded[:64]))
+    except InvalidImage:
+        return False
+    return True
+
+
 def _check_size(width: int, height: int, limits: ImageSettings) -> None:
     what = f"image of {width} x {height} pixels"
     if min(width, height) < 1:

@@ -206,9 +206,7 @@ def decode_image(
     low, high = _area(checkpoint, limits, bounds)
     source = classify(value, base64_text=base64_text)
     if source is ImageSource.URL:
-        raise InvalidImage(
-            "image is a URL; fetching is off on this server: send the picture itself"
-        )
+        raise InvalidImage("image is a URL, which is not a picture yet")
     if source is not ImageSource.ENCODED:
         value = decode_base64(value, limits.max_bytes)
     assert isinstance(value, bytes)

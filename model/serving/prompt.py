@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from model.errors import InvalidRequest
@@ -65,6 +65,25 @@ class Prompt:
     def __post_init__(self) -> None:
         if not 1 <= self.n <= MAX_ANSWERS:
             raise InvalidRequest(f"n is {self.n}; it must be from 1 to {MAX_ANSWERS}")
+
+    @property
+    def images(self) -> list[EncodedImage]:
+        """Its pictures, in order."""
+        return [part for turn in self.turns for part in turn.parts if not isinstance(part, str)]
+
+    def with_files(self, files: Mapping[bytes, bytes]) -> Prompt:
+        """The prompt with the file of each picture that was the URL of one.
+
+        files: the file by the URL
+        """
+
+        def filled(part: str | EncodedImage) -> str | EncodedImage:
+            if isinstance(part, str) or part.content not in files:
+                return part
+            return replace(part, content=files[part.content])
+
+        turns = [replace(turn, parts=tuple(map(filled, turn.parts))) for turn in self.turns]
+        return replace(self, turns=tuple(turns))
 
     @classmethod
     def about(

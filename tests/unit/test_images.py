@@ -175,12 +175,12 @@ NOT_ONE = "image is not a JPEG, PNG, WebP or GIF"
         ),
         pytest.param(
             b"https://example.com/cat.jpg",
-            "image is a URL; fetching is off on this server: send the picture itself",
+            "image is a URL, which is not a picture yet",
             id="a URL as bytes",
         ),
         pytest.param(
             "HTTP://example.com/cat.jpg",
-            "image is a URL; fetching is off on this server: send the picture itself",
+            "image is a URL, which is not a picture yet",
             id="a URL as text, whatever its case",
         ),
         pytest.param(
