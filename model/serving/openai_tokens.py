@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from model.errors import InvalidRequest
 from model.request import SamplingParams
 from model.serving.images import most_pixels
-from model.serving.json_body import get_list
+from model.serving.json_body import get_list, kind
 from model.serving.openai_fields import parse_bounds
 from model.serving.openai_messages import parse_messages
 from model.serving.openai_tools import parse_tools
@@ -68,7 +68,7 @@ async def detokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[s
 
 def _raw(value: object, document: Mapping[str, Any]) -> Prompt:
     if not isinstance(value, str):
-        raise InvalidRequest("prompt must be a string")
+        raise InvalidRequest(f"prompt is {kind(value)}; it must be a string")
     return Prompt(turns=(), sampling=GREEDY, bounds=parse_bounds(document), raw=value)
 
 
