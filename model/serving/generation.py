@@ -221,11 +221,12 @@ class Pipeline:
 
     async def _fetched(self, prompts: Seq[Prompt]) -> Seq[Prompt]:
         """The prompts, with files for URLs; each URL is fetched once."""
-        contents = {image.content for prompt in prompts for image in prompt.images}
-        urls = [content for content in contents if is_url(content)]
+        contents = (image.content for prompt in prompts for image in prompt.images)
+        # Only URLs become keys: hashing a file takes milliseconds of the event loop.
+        urls = {content for content in contents if is_url(content)}
         if not urls:
             return prompts
-        files = await self._fetcher.fetch_all(urls)
+        files = await self._fetcher.fetch_all(list(urls))
         return [prompt.with_files(files) for prompt in prompts]
 
     def _prepare(self, prompt: Prompt) -> list[GenerateRequest]:

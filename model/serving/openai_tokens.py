@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from model.serving.kserve_model import Qwen3VLModel
 
-GREEDY: Final = SamplingParams()
+# Nothing is sampled here; the least that a prompt can ask for.
+ONE_TOKEN: Final = SamplingParams(max_tokens=1)
 
 
 async def tokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[str, Any]:
@@ -69,7 +70,7 @@ async def detokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[s
 def _raw(value: object, document: Mapping[str, Any]) -> Prompt:
     if not isinstance(value, str):
         raise InvalidRequest(f"prompt is {kind(value)}; it must be a string")
-    return Prompt(turns=(), sampling=GREEDY, bounds=parse_bounds(document), raw=value)
+    return Prompt(turns=(), sampling=ONE_TOKEN, bounds=parse_bounds(document), raw=value)
 
 
 def _conversation(document: Mapping[str, Any], model: Qwen3VLModel) -> Prompt:
@@ -77,7 +78,7 @@ def _conversation(document: Mapping[str, Any], model: Qwen3VLModel) -> Prompt:
     most = most_pixels(model.pipeline.checkpoint, model.settings.image)
     return Prompt(
         turns=parse_messages(document["messages"], bounds, most),
-        sampling=GREEDY,
+        sampling=ONE_TOKEN,
         bounds=bounds,
         tools=parse_tools(document, None, model.pipeline.encoder.tool_call_marks).tools,
     )

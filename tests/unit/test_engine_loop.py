@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model.engine.batch import DeviceFailure
-from model.engine.loop import Engine
+from model.engine.loop import DISPATCH_SLICE, Engine, TokenStream
 from model.errors import NotReady, PromptTooLong, QueueFull, QueueTimeout
-from model.request import FinishReason
+from model.request import FinishReason, TokenEvent
 from tests.unit.fake_runner import FakeRunner, LazyStep, reference
 from tests.unit.test_scheduler import request, scheduler
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from model.engine.batch import LaunchedStep, ScheduledBatch
-    from model.engine.loop import TokenStream
 
 NUM_BLOCKS = 64
 
@@ -264,3 +263,25 @@ async def _until(condition: object, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def test_a_large_step_is_told_in_order_with_turns_for_others_in_between() -> None:
+    num = 3 * DISPATCH_SLICE
+    engine = Engine(scheduler(), FakeRunner(NUM_BLOCKS, 4), max_queued_requests=8, stall_seconds=9)
+    engine._loop = asyncio.get_running_loop()
+    streams = [TokenStream(engine, f"r{number}") for number in range(num)]
+    engine._streams = {stream.request_id: stream for stream in streams}
+    turns: list[int] = []
+
+    def look() -> None:
+        turns.append(sum(not stream._events.empty() for stream in streams))
+        if turns[-1] < num:
+            asyncio.get_running_loop().call_soon(look)
+
+    for count in (1, 2):
+        engine._dispatch([TokenEvent(one.request_id, count, count) for one in streams])
+    look()
+    await _until(lambda: turns[-1] == num)
+    events = [[await anext(stream) for _ in range(2)] for stream in streams]
+    assert [[event.token_id for event in pair] for pair in events] == [[1, 2]] * num
+    assert turns == [DISPATCH_SLICE, 2 * DISPATCH_SLICE, num]
