@@ -62,7 +62,7 @@ def main(arguments: Seq[str] | None = None) -> int:
 def serve(settings: Settings, started: float) -> int:
     """Join the floors and run; started: time.monotonic() of the process's first line."""
     from model.serving.kserve_model import Qwen3VLModel
-    from model.serving.server import ListenError, Server
+    from model.serving.server import Server, StartError
 
     async def run() -> int:
         model = Qwen3VLModel(settings, lambda: load(settings), on_fatal=exit_at_once)
@@ -71,7 +71,7 @@ def serve(settings: Settings, started: float) -> int:
 
     try:
         return asyncio.run(run())
-    except ListenError as e:
+    except StartError as e:
         print(f"qwen3-vl: {e}", file=sys.stderr)
         return EXIT_FAILED
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 if TYPE_CHECKING:
@@ -216,6 +216,47 @@ class RequestSettings(Section):
     )
 
 
+class JobSettings(Section):
+    """Batches that nobody waits for."""
+
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://, rediss:// or unix:// of a Redis that keeps jobs, so that every "
+        "replica can tell of them and a restart does not lose them; default: memory",
+    )
+    max_pictures: int = Field(1000, ge=1, description="pictures in one job")
+    max_body_bytes: int = Field(
+        128 * MIB, ge=1, description="HTTP body of a job; more pictures than fit come as URLs"
+    )
+    max_unfinished: int = Field(
+        16, ge=1, description="jobs of this server that wait or run; more are answered with 429"
+    )
+    max_waiting_bytes: int = Field(
+        512 * MIB,
+        ge=1,
+        description="memory for the pictures of those jobs; more are answered with 429",
+    )
+    max_running_pictures: int = Field(
+        8, ge=1, description="pictures of all jobs that are worked on at once, in turn"
+    )
+    keep_seconds: float = Field(
+        24 * 3600.0, gt=0, description="how long results are kept once a job has ended"
+    )
+    max_kept: int = Field(
+        1000, ge=1, description="jobs kept in memory; those that ended first make room"
+    )
+    max_result_bytes: int = Field(
+        128 * MIB,
+        ge=1,
+        description="memory for results, where there is no Redis; those that ended first make room",
+    )
+    lease_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="how long a job counts as running without a sign of its server, with Redis",
+    )
+
+
 class ServerSettings(Section):
     """Listening, starting and stopping."""
 
@@ -259,6 +300,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     image: ImageSettings = ImageSettings()
     request: RequestSettings = RequestSettings()
+    jobs: JobSettings = JobSettings()
     server: ServerSettings = ServerSettings()
 
 

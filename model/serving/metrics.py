@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from model.engine.stats import EngineStats, Histogram
+    from model.serving.job_runner import JobRunner
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.lifecycle import Lifecycle
 
@@ -39,9 +40,12 @@ PREFIX = "qwen3vl"
 class ServerCollector(Collector):
     """Server, engine and model figures; label model_name is the first name served."""
 
-    def __init__(self, model: Qwen3VLModel, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, model: Qwen3VLModel, lifecycle: Lifecycle, jobs: JobRunner | None = None
+    ) -> None:
         self._model = model
         self._lifecycle = lifecycle
+        self._jobs = jobs
 
     def describe(self) -> list[Metric]:
         """Nothing: the families are made on collect, and registering must not call it early."""
@@ -55,6 +59,10 @@ class ServerCollector(Collector):
             phases.add_metric([phase.value], float(self._lifecycle.phase is phase))
         yield phases
         yield self._gauge("open_requests", "Requests not yet answered", self._lifecycle.num_open)
+        if self._jobs is not None:
+            yield self._gauge(
+                "unfinished_jobs", "Jobs that wait or run here", self._jobs.num_unfinished
+            )
         if self._model.load_seconds is not None:
             yield self._gauge(
                 "model_load_seconds", "Seconds from start to loaded", self._model.load_seconds
@@ -137,7 +145,9 @@ class ServerCollector(Collector):
         return family
 
 
-def build_registry(model: Qwen3VLModel, lifecycle: Lifecycle) -> CollectorRegistry:
+def build_registry(
+    model: Qwen3VLModel, lifecycle: Lifecycle, jobs: JobRunner | None = None
+) -> CollectorRegistry:
     """A registry of this server's figures, the time KServe's hooks took, and the process's own."""
     registry = CollectorRegistry()
     for hook in (PRE_HIST_TIME, PREDICT_HIST_TIME, POST_HIST_TIME):
@@ -145,5 +155,5 @@ def build_registry(model: Qwen3VLModel, lifecycle: Lifecycle) -> CollectorRegist
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(ServerCollector(model, lifecycle))
+    registry.register(ServerCollector(model, lifecycle, jobs))
     return registry

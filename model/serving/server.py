@@ -25,6 +25,9 @@ from model.serving.batch import batch_router
 from model.serving.body import install_error_handlers
 from model.serving.describe import describe_router
 from model.serving.describer import Describer
+from model.serving.job_runner import JobRunner
+from model.serving.jobs import MemoryJobStore
+from model.serving.jobs_http import jobs_router
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.metrics import build_registry
 from model.serving.openai_errors import error_body
@@ -37,8 +40,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from model.serving.jobs import JobStore
     from model.serving.kserve_model import Qwen3VLModel
-    from model.settings import Settings
+    from model.settings import JobSettings, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +50,12 @@ logger = logging.getLogger(__name__)
 STRAGGLER_SECONDS = 2.0
 
 
-class ListenError(Exception):
-    """An address that cannot be listened on; its text is for the operator."""
+class StartError(Exception):
+    """What keeps the server from starting; its text is for the operator."""
+
+
+class ListenError(StartError):
+    """An address that cannot be listened on."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -58,10 +66,15 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def build_app(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> FastAPI:
-    """All HTTP routes."""
+def build_app(
+    model: Qwen3VLModel,
+    lifecycle: Lifecycle,
+    settings: Settings,
+    jobs: JobRunner | None = None,
+) -> FastAPI:
+    """All HTTP routes; those of jobs only where something runs them."""
     app = FastAPI(title="Qwen3-VL server", version=__version__, redoc_url=None)
-    registry = build_registry(model, lifecycle)
+    registry = build_registry(model, lifecycle, jobs)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
@@ -77,6 +90,8 @@ def build_app(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> 
     describer = Describer(model)
     app.include_router(describe_router(describer, lifecycle, settings))
     app.include_router(batch_router(describer, lifecycle, settings))
+    if jobs is not None:
+        app.include_router(jobs_router(jobs, describer, lifecycle, settings))
     app.include_router(openai_router(model, lifecycle, settings))
     install_error_handlers(app, error_body)
     if settings.server.cors_origins:
@@ -88,6 +103,31 @@ def build_app(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> 
             expose_headers=["X-Request-Id", "X-Ignored-Fields", "Retry-After"],
         )
     return app
+
+
+def build_job_store(settings: JobSettings) -> JobStore:
+    """Where jobs are kept; raises StartError."""
+    if settings.redis_url is None:
+        return MemoryJobStore(
+            keep_seconds=settings.keep_seconds,
+            max_jobs=settings.max_kept,
+            max_result_bytes=settings.max_result_bytes,
+        )
+    try:
+        from model.serving.jobs_redis import RedisJobStore
+    except ImportError as e:
+        raise StartError(
+            "--jobs.redis_url needs the extra redis: pip install 'qwen3-vl-server[redis]'"
+        ) from e
+    try:
+        return RedisJobStore(
+            settings.redis_url.get_secret_value(),
+            keep_seconds=settings.keep_seconds,
+            lease_seconds=settings.lease_seconds,
+        )
+    except ValueError as e:
+        # Not the URL itself: it may hold a password.
+        raise StartError("--jobs.redis_url must begin with redis://, rediss:// or unix://") from e
 
 
 class Server:
@@ -102,10 +142,13 @@ class Server:
         self._http_socket = http_socket
         self._stop = asyncio.Event()
         self.lifecycle = Lifecycle(stalled=lambda: model.stalled)
+        self._jobs = JobRunner(
+            Describer(model), build_job_store(settings.jobs), self.lifecycle, settings.jobs
+        )
         self._grpc = build_grpc_server(model, self.lifecycle, settings)
         self._http = _Uvicorn(
             uvicorn.Config(
-                RequestIds(build_app(model, self.lifecycle, settings)),
+                RequestIds(build_app(model, self.lifecycle, settings, self._jobs)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -142,6 +185,7 @@ class Server:
             logger.info("ready      in %.1f s; try:\n  %s", time.monotonic() - started, invitation)
             await self._stop.wait()
             await self._drain()
+        await self._jobs.close()
         await self._grpc.stop(grace=STRAGGLER_SECONDS)
         self._http.should_exit = True
         await serving
@@ -200,5 +244,6 @@ class Server:
             self.lifecycle.num_open,
             server.drain_seconds,
         )
+        await self._jobs.interrupt()
         self._model.pipeline.engine.cancel_all()
         await self.lifecycle.wait_idle(STRAGGLER_SECONDS)
