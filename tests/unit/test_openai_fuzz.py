@@ -116,7 +116,7 @@ def take(read: Any, document: dict[str, Any]) -> None:
     try:
         asked = read(document, MODEL, "m")
         ignored_header(asked.fields.ignored)
-        for prompt in [asked.prompt] if read == Chat.read else asked.prompts:
+        for prompt in asked.prompts:
             if prompt.structure is not None:
                 compile_structure(prompt.structure)
             if prompt.raw is not None:
