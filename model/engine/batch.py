@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
     from model.engine.sequence import Sequence
+    from model.errors import ServingError
     from model.request import TokenLogprobs
 
 
@@ -77,7 +78,7 @@ class SampledToken(NamedTuple):
 
     token_id: int
     logprobs: TokenLogprobs | None = None
-    fault: str | None = None
+    fault: ServingError | None = None
 
 
 class OutOfDeviceMemory(Exception):

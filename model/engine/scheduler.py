@@ -21,7 +21,7 @@ from model.engine.ledger import Ledger, SchedulerLimits
 from model.engine.plan import StepPlan
 from model.engine.prefix import extend_digests
 from model.engine.sequence import Sequence, State, Transition
-from model.errors import EngineFailure, PromptTooLong
+from model.errors import PromptTooLong
 from model.request import FinishReason, TokenEvent
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -272,7 +272,7 @@ class Scheduler(Ledger):
                 self._publish(sequence, share.end)
             if token is not None and token.fault is not None:
                 self.stats.completion_tokens -= 1  # it is counted below, and is no token
-                events.append(self._end(sequence, EngineFailure(token.fault)))
+                events.append(self._end(sequence, token.fault))
             elif token is not None:
                 events.append(self._append(sequence, token, now, gaps))
         for gap, count in gaps.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.errors import EngineFailure, InvalidRequest, Unsupported
 from model.request import GRAMMAR_LIMITS
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.engine.batch import ScheduledSequence
     from model.engine.sequence import Sequence
+    from model.errors import ServingError
 
 logger = logging.getLogger(__name__)
 
 # Clients repeat their schemas; one that is known costs a copy instead of a compilation.
 MAX_TEMPLATES = 32
 WORD_BITS = 32
+# How llguidance begins when a token was chosen against its mask.
+TOKEN_REFUSED = "Parser Error: token"
 
 
 @dataclass(slots=True)
@@ -45,7 +49,7 @@ class _Matching:
     matcher: LLMatcher
     num_consumed: int = 0
     ended: bool = False
-    fault: str | None = None
+    fault: ServingError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +93,10 @@ class Grammars:
             _report(share.sequence, matching)
         return masks
 
-    def fault(self, sequence: Sequence) -> str | None:
+    def fault(self, sequence: Sequence) -> ServingError | None:
         """Why a sequence's grammar can no longer be followed, if so."""
         if self._built() is None:
-            return "structured answers are not possible with this model's tokenizer"
+            return Unsupported("structured answers are not possible with this model's tokenizer")
         return self._matchings[sequence].fault
 
     def forget(self, sequence: Sequence) -> None:
@@ -179,7 +183,11 @@ def _report(sequence: Sequence, matching: _Matching) -> None:
     """Note and log, once, that a matcher failed; the mask it filled has only the end in it."""
     if matching.fault is None and matching.matcher.is_error():
         reason = " ".join(matching.matcher.get_error().partition("<")[0].split())
-        matching.fault = f"the answer's grammar failed: {reason}"
+        if reason.startswith(TOKEN_REFUSED):
+            matching.fault = EngineFailure(f"the answer's grammar failed: {reason}")
+        else:
+            # Its sender can mend that: what a grammar costs shows only when it meets the tokens.
+            matching.fault = InvalidRequest(f"the answer's form is too complex to follow: {reason}")
         logger.warning("request %s: %s", sequence.request_id, matching.fault)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.engine.batch import ScheduledSequence
     from model.engine.sequence import Sequence
+    from model.errors import ServingError
     from model.request import SamplingParams
 
 
@@ -106,7 +107,7 @@ class Row(NamedTuple):
     banned: frozenset[int] = frozenset()
     mask: NDArray[np.int32] | None = None
     num_top: int | None = None
-    fault: str | None = None
+    fault: ServingError | None = None
 
     @property
     def plain(self) -> bool:

@@ -23,6 +23,7 @@ from model.runner.transfer import on_device
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
+    from model.errors import ServingError
     from model.runner.rows import Row
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -45,7 +46,7 @@ class Chosen:
 
     token_ids: Tensor
     logprobs: Logprobs | None
-    faults: dict[int, str] = field(default_factory=dict)
+    faults: dict[int, ServingError] = field(default_factory=dict)
 
     def tokens(self) -> list[SampledToken]:
         """Wait for them."""

@@ -139,7 +139,7 @@ async def _form(request: Request, body: bytearray, max_parts: int) -> FormData:
 
     # The body is in memory and within its limit: how much of it is a prompt or a picture is judged
     # later, by the limit's own name.
-    parser = MultiPartParser(
+    parser = _FormParser(
         request.headers,
         pieces(),
         max_files=max_parts,
@@ -149,9 +149,35 @@ async def _form(request: Request, body: bytearray, max_parts: int) -> FormData:
     # Nor does any part of it go to a disk, which may be read-only.
     parser.spool_max_size = len(body)
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except MultiPartException as e:
         raise InvalidRequest(f"the form cannot be read: {e.message}") from e
+    if not parser.ended:
+        raise InvalidRequest("the form cannot be read: it is cut short")
+    return form
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, which would leave out a part cut short, and take any text for Latin-1 that is
+    not UTF-8.
+    """
+
+    ended = False
+
+    def on_end(self) -> None:
+        """Called by the parser at the form's last boundary."""
+        self.ended = True
+
+    def on_part_end(self) -> None:
+        """Called by the parser at the end of each part."""
+        part = self._current_part
+        if part.file is not None:
+            super().on_part_end()
+            return
+        try:
+            self.items.append((part.field_name, part.data.decode()))
+        except UnicodeDecodeError as e:
+            raise MultiPartException(f"{part.field_name} is not UTF-8 (byte {e.start})") from e
 
 
 async def _form_field(name: str, values: Seq[UploadFile | str]) -> object:

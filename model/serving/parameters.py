@@ -204,6 +204,9 @@ def shown(value: object, max_length: int = 80) -> str:
 
 def integer(name: str, value: object) -> int:
     """The value of a whole-number parameter; raises InvalidRequest."""
+    if isinstance(value, float) and abs(value) >= 1 << 63 and value.is_integer():
+        # JSON's integers of more than 64 bits come as floats.
+        raise InvalidRequest(f"{name} is {value}; it must be an integer of at most 64 bits")
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidRequest(f"{name} is {shown(value)}; it must be an integer, {_hint(value)}")
     return value

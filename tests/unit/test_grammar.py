@@ -24,7 +24,7 @@ from model.checkpoint import read_checkpoint
 from model.demo import CHECKPOINT_DIR, SAMPLES_DIR
 from model.engine.batch import ScheduledSequence
 from model.engine.sequence import Sequence
-from model.errors import InvalidRequest
+from model.errors import EngineFailure, InvalidRequest, Unsupported
 from model.request import FinishReason, GenerateRequest, SamplingParams
 from model.runner.grammar import Grammars, without
 from model.runner.load import load_runner
@@ -194,8 +194,19 @@ def test_a_matcher_that_fails_ends_its_own_sequence_alone(
         "the answer's grammar failed: Parser Error: token \"b\" doesn't satisfy the grammar; "
         "byte 'b' fails parse"
     )
-    assert (grammars.fault(broken), grammars.fault(sound)) == (fault, None)
+    assert isinstance(grammars.fault(broken), EngineFailure)
+    assert (str(grammars.fault(broken)), grammars.fault(sound)) == (fault, None)
     assert [record.message for record in caplog.records] == [f"request r: {fault}"]
+
+
+def test_a_grammar_that_costs_too_much_is_its_senders_fault() -> None:
+    grammars = Grammars(CHECKPOINT)
+    costly = sequence_of(Regex("(a{1000}){1000}"))
+    while (allowed := mask_of(grammars, costly)) != CHECKPOINT.eos_token_ids:
+        costly.token_ids.append(min(allowed))
+    fault = grammars.fault(costly)
+    assert isinstance(fault, InvalidRequest)
+    assert str(fault).startswith("the answer's form is too complex to follow: lexer error")
 
 
 def test_a_tokenizer_that_llguidance_refuses_ends_answers_at_once(
@@ -205,9 +216,9 @@ def test_a_tokenizer_that_llguidance_refuses_ends_answers_at_once(
     grammars = Grammars(replace(CHECKPOINT, path=tmp_path))
     assert mask_of(grammars, sequence_of(Regex("a"))) == CHECKPOINT.eos_token_ids
     assert "llguidance cannot use this model" in caplog.text
-    assert "not possible with this model's tokenizer" in str(
-        grammars.fault(sequence_of(Regex("a")))
-    )
+    fault = grammars.fault(sequence_of(Regex("a")))
+    assert isinstance(fault, Unsupported)
+    assert "not possible with this model's tokenizer" in str(fault)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,9 @@ def test_one_stop_string_needs_no_list() -> None:
         pytest.param({"max_tokens": "5"}, "'5'; it must be an integer, not a string", id="string"),
         pytest.param({"max_tokens": True}, "true; it must be an integer", id="bool is no int"),
         pytest.param({"max_tokens": 5.0}, "5.0; it must be an integer", id="fraction"),
+        pytest.param(
+            {"seed": 1e19}, "1e+19; it must be an integer of at most 64 bits", id="70 bits"
+        ),
         pytest.param({"max_tokens": [5]}, "a list of 1; it must be an integer", id="list"),
         pytest.param({"max_tokens": 0}, "max_tokens is 0; it must be from 1", id="zero"),
         pytest.param({"max_tokens": -1}, "max_tokens is -1", id="negative"),

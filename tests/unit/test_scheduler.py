@@ -18,7 +18,7 @@ from model.engine.batch import SampledToken
 from model.engine.blocks import BlockPool
 from model.engine.scheduler import Scheduler, SchedulerLimits
 from model.engine.sequence import TRANSITIONS, IllegalTransition, Sequence, State, Transition
-from model.errors import PromptTooLong, QueueTimeout
+from model.errors import EngineFailure, PromptTooLong, QueueTimeout
 from model.request import FinishReason, GenerateRequest, ImageInput, SamplingParams, TokenEvent
 from tests.unit.fake_runner import FakeRunner, reference
 
@@ -599,13 +599,10 @@ def test_a_token_with_a_fault_ends_its_request_and_is_not_counted() -> None:
     engine.add(request("good", 3))
     batch = engine.schedule()
     tokens = list(runner.execute(batch).tokens())
-    tokens[0] = SampledToken(tokens[0].token_id, fault="its grammar failed")
+    fault = EngineFailure("its grammar failed")
+    tokens[0] = SampledToken(tokens[0].token_id, fault=fault)
     bad, good = engine.commit(batch, tokens)
-    assert (bad.token_id, bad.finish_reason, str(bad.error)) == (
-        None,
-        FinishReason.ERROR,
-        "its grammar failed",
-    )
+    assert (bad.token_id, bad.finish_reason, bad.error) == (None, FinishReason.ERROR, fault)
     assert good.token_id is not None
     assert engine.stats.completion_tokens == 1
     assert engine.pool.num_free == 63
