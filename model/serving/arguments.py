@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="qwen3-vl serve",
         parents=[model_server.parser],
         conflict_handler="resolve",
-        description="Serve a Qwen3-VL checkpoint over V2 (HTTP and gRPC) and /api/v1/describe.",
+        description="Serve a Qwen3-VL checkpoint over V2 (HTTP and gRPC), OpenAI's protocol and "
+        "/api/v1/describe.",
         epilog=f"Every --section.name is also the variable {ENV_PREFIX}SECTION__NAME.",
     )
     group = parser.add_argument_group("model")

@@ -38,7 +38,9 @@ from model.serving.tool_calls import CallArguments, CallStart, Content, ToolCall
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from model.request import GenerateRequest
     from model.serving.detokenizer import TokenBytes
+    from model.serving.generation import Pipeline
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.tool_calls import Piece
 
@@ -78,10 +80,13 @@ class ChatChoice:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A chat request, read; and its answer, written."""
+    """A chat request, read; and its answer, written.
+
+    prompts: the one prompt, until it is prepared: pictures as they came are not kept any longer
+    """
 
     head: Head
-    prompt: Prompt
+    prompts: list[Prompt]
     fields: CommonFields
     use: ToolUse
 
@@ -104,13 +109,13 @@ class Chat:
             priority=fields.priority,
             cache_salt=fields.cache_salt,
         )
-        return cls(Head.new("chatcmpl", name), prompt, fields, use)
+        return cls(Head.new("chatcmpl", name), [prompt], fields, use)
 
     async def answer(self, model: Qwen3VLModel) -> dict[str, Any]:
         """The whole answer; raises ServingError."""
         pipeline = model.pipeline
-        completions = await pipeline.complete(await pipeline.prepare([self.prompt]))
-        tally = Tally.of(completions, self.prompt.n)
+        completions = await pipeline.complete(await self._prepared(pipeline))
+        tally = Tally.of(completions, self.fields.n)
         choices = []
         for index, completion in enumerate(completions):
             tally.completion_tokens += completion.completion_tokens
@@ -137,11 +142,11 @@ class Chat:
         assert options is not None, "only a request that asks for a stream has one"
         pipeline = model.pipeline
         token_bytes = pipeline.encoder.token_bytes
-        generations = pipeline.start(await pipeline.prepare([self.prompt]))
-        usage = StreamUsage(generations, self.prompt.n, options.usage, options.continuous_usage)
+        generations = pipeline.start(await self._prepared(pipeline))
+        usage = StreamUsage(generations, self.fields.n, options.usage, options.continuous_usage)
         writers = [
             _Writer(self, ChunkFrame(self.head, CHUNK_KIND, index, usage), token_bytes)
-            for index in range(self.prompt.n)
+            for index in range(self.fields.n)
         ]
         async for deltas in interleaved(generations):
             chunks = []
@@ -153,13 +158,18 @@ class Chat:
         if options.usage:
             yield usage_chunk(self.head, CHUNK_KIND, usage)
 
+    async def _prepared(self, pipeline: Pipeline) -> list[GenerateRequest]:
+        requests = await pipeline.prepare(self.prompts)
+        self.prompts.clear()
+        return requests
+
     def _choice(self, token_bytes: TokenBytes) -> ChatChoice:
         parser = ToolCallParser(several=self.use.several) if self.use.tools else None
-        told = self.prompt.sampling.logprobs is not None
+        told = self.fields.sampling.logprobs is not None
         return ChatChoice(parser, TokenAligner(token_bytes) if told else None)
 
     def _logprobs(self, told: list[Told], token_bytes: TokenBytes) -> dict[str, Any] | None:
-        num_top = self.prompt.sampling.logprobs
+        num_top = self.fields.sampling.logprobs
         return None if num_top is None else chat_logprobs(told, num_top, token_bytes)
 
 

@@ -134,7 +134,7 @@ class CommonFields:
 
 
 def check_fields(
-    document: Mapping[str, Any], known: tuple[str, ...], *, chat: bool
+    document: dict[str, Any], known: tuple[str, ...], *, chat: bool
 ) -> tuple[str, ...]:
     """The names of fields that have no effect; raises InvalidRequest for those that must."""
     refused = {**REFUSED_FIELDS, **CHAT_ONLY_REFUSED} if chat else REFUSED_FIELDS
@@ -152,9 +152,11 @@ def check_fields(
     return tuple(ignored)
 
 
-def parameters_of(document: Mapping[str, Any]) -> dict[str, object]:
+def parameters_of(document: dict[str, Any]) -> dict[str, object]:
     """The parameters that all protocols share, by their names."""
-    parameters = {name: document[name] for name in MODEL_PARAMETERS if name in document}
+    parameters: dict[str, object] = {
+        name: document[name] for name in MODEL_PARAMETERS if name in document
+    }
     if (most := document.get("max_completion_tokens")) is not None:
         parameters["max_tokens"] = most
     if parameters.get("top_k") == -1:  # vLLM's way to say all
@@ -163,7 +165,7 @@ def parameters_of(document: Mapping[str, Any]) -> dict[str, object]:
 
 
 def parse_common(
-    document: Mapping[str, Any], sampling: SamplingParams, ignored: tuple[str, ...]
+    document: dict[str, Any], sampling: SamplingParams, ignored: tuple[str, ...]
 ) -> CommonFields:
     """The fields that both routes read; raises InvalidRequest.
 
@@ -181,7 +183,7 @@ def parse_common(
     )
 
 
-def with_chat_logprobs(sampling: SamplingParams, document: Mapping[str, Any]) -> SamplingParams:
+def with_chat_logprobs(sampling: SamplingParams, document: dict[str, Any]) -> SamplingParams:
     """Chat's logprobs and top_logprobs."""
     wanted, top = document.get("logprobs"), document.get("top_logprobs")
     told = wanted is not None and boolean("logprobs", wanted)
@@ -195,9 +197,7 @@ def with_chat_logprobs(sampling: SamplingParams, document: Mapping[str, Any]) ->
     return replace(sampling, logprobs=num_top)
 
 
-def with_completion_logprobs(
-    sampling: SamplingParams, document: Mapping[str, Any]
-) -> SamplingParams:
+def with_completion_logprobs(sampling: SamplingParams, document: dict[str, Any]) -> SamplingParams:
     """Completions' logprobs, a number."""
     wanted = document.get("logprobs")
     if wanted is None:
@@ -205,9 +205,9 @@ def with_completion_logprobs(
     return replace(sampling, logprobs=_num_logprobs("logprobs", wanted))
 
 
-def parse_bounds(document: Mapping[str, Any]) -> PixelBounds:
+def parse_bounds(document: dict[str, Any]) -> PixelBounds:
     """min_pixels and max_pixels, plain or as the processor's arguments."""
-    given = get_object(dict(document), "mm_processor_kwargs", "the request")
+    given = get_object(document, "mm_processor_kwargs", "the request")
     known = ("min_pixels", "max_pixels", "size")
     check_keys(given, known, "mm_processor_kwargs")
     size = get_object(given, "size", "mm_processor_kwargs")
@@ -223,14 +223,14 @@ def parse_bounds(document: Mapping[str, Any]) -> PixelBounds:
     return parse_pixel_bounds(values)
 
 
-def _structure(document: Mapping[str, Any]) -> Structure | None:
+def _structure(document: dict[str, Any]) -> Structure | None:
     """The one structure that the request asks for, whichever way."""
     wishes: dict[str, Structure] = {}
     for name in STRUCTURE_PARAMETERS:
         _wish(wishes, name, {name: document.get(name)})
     for field, name in GUIDED.items():
         _wish(wishes, field, {STRUCTURED_OUTPUTS[name]: document.get(field)})
-    outputs = get_object(dict(document), "structured_outputs", "the request")
+    outputs = get_object(document, "structured_outputs", "the request")
     given = {name: value for name, value in outputs.items() if value is not None}
     for name, value in given.items():
         if name in STRUCTURED_OUTPUTS:
@@ -274,10 +274,10 @@ def _response_format(value: object) -> dict[str, object]:
             )
 
 
-def _stream(document: Mapping[str, Any]) -> StreamOptions | None:
+def _stream(document: dict[str, Any]) -> StreamOptions | None:
     wanted = document.get("stream")
     streams = wanted is not None and boolean("stream", wanted)
-    options = get_object(dict(document), "stream_options", "the request")
+    options = get_object(document, "stream_options", "the request")
     if not streams:
         if options:
             raise InvalidRequest("stream_options is given without stream; stream must be true")

@@ -25,14 +25,14 @@ from model.serving.parameters import shown
 from model.serving.sse import EventStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine
 
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.lifecycle import Lifecycle
     from model.settings import Settings
 
     Read = Callable[[dict[str, Any], Qwen3VLModel, str], Chat | Completions]
-    Work = Callable[[Mapping[str, Any], Qwen3VLModel], Coroutine[Any, Any, dict[str, Any]]]
+    Work = Callable[[dict[str, Any], Qwen3VLModel], Coroutine[Any, Any, dict[str, Any]]]
 
 T = TypeVar("T")
 
@@ -151,7 +151,7 @@ class _Routes:
             return await asyncio.to_thread(parse, body)
         return parse(body)
 
-    def _name(self, document: Mapping[str, Any]) -> str:
+    def _name(self, document: dict[str, Any]) -> str:
         """The model's name, as the client has it; the first of ours where it has none."""
         name = document.get("model")
         if name is None:

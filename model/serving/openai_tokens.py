@@ -20,15 +20,13 @@ from model.serving.parameters import boolean, integer
 from model.serving.prompt import Prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from model.serving.kserve_model import Qwen3VLModel
 
 # Nothing is sampled here; the least that a prompt can ask for.
 ONE_TOKEN: Final = SamplingParams(max_tokens=1)
 
 
-async def tokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[str, Any]:
+async def tokenize(document: dict[str, Any], model: Qwen3VLModel) -> dict[str, Any]:
     """Tokens of a prompt or of messages; raises ServingError."""
     if (document.get("prompt") is None) == (document.get("messages") is None):
         raise InvalidRequest("prompt or messages must be given, and not both")
@@ -52,11 +50,11 @@ async def tokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[str
     }
 
 
-async def detokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[str, Any]:
+async def detokenize(document: dict[str, Any], model: Qwen3VLModel) -> dict[str, Any]:
     """The text of tokens, special ones as they are written; raises InvalidRequest."""
     if document.get("tokens") is None:
         raise InvalidRequest("tokens is missing; it must be a list of token ids")
-    given = get_list(dict(document), "tokens", "the request")
+    given = get_list(document, "tokens", "the request")
     token_ids = [integer(f"tokens[{i}]", token_id) for i, token_id in enumerate(given)]
     vocab_size = model.pipeline.checkpoint.vocab_size
     for i, token_id in enumerate(token_ids):
@@ -67,13 +65,13 @@ async def detokenize(document: Mapping[str, Any], model: Qwen3VLModel) -> dict[s
     return {"prompt": await asyncio.to_thread(model.pipeline.encoder.decode, token_ids)}
 
 
-def _raw(value: object, document: Mapping[str, Any]) -> Prompt:
+def _raw(value: object, document: dict[str, Any]) -> Prompt:
     if not isinstance(value, str):
         raise InvalidRequest(f"prompt is {kind(value)}; it must be a string")
     return Prompt(turns=(), sampling=ONE_TOKEN, bounds=parse_bounds(document), raw=value)
 
 
-def _conversation(document: Mapping[str, Any], model: Qwen3VLModel) -> Prompt:
+def _conversation(document: dict[str, Any], model: Qwen3VLModel) -> Prompt:
     bounds = parse_bounds(document)
     most = most_pixels(model.pipeline.checkpoint, model.settings.image)
     return Prompt(
@@ -84,6 +82,6 @@ def _conversation(document: Mapping[str, Any], model: Qwen3VLModel) -> Prompt:
     )
 
 
-def _flag(document: Mapping[str, Any], name: str, default: bool) -> bool:
+def _flag(document: dict[str, Any], name: str, default: bool) -> bool:
     value = document.get(name)
     return default if value is None else boolean(name, value)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from model.serving.structure import Structure
 
 MAX_TOOLS: Final = 128
+MAX_SHOWN_TOOLS: Final = 8
 FUNCTION_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MODES: Final = ("none", "auto", "required")
 NO_PARAMETERS: Final = '{"type": "object", "properties": {}, "additionalProperties": false}'
@@ -54,7 +55,7 @@ class _Choice:
     single: bool = False
 
 
-def parse_tools(document: Mapping[str, Any], answer: Structure | None, marks: Marks) -> ToolUse:
+def parse_tools(document: dict[str, Any], answer: Structure | None, marks: Marks) -> ToolUse:
     """Tools, tool_choice and parallel_tool_calls of a request.
 
     answer: what an answer that is no call must look like
@@ -182,6 +183,6 @@ def _limited(
 ) -> dict[str, dict[str, Any]]:
     for name in names:
         if name not in tools:
-            known = ", ".join(tools) or "none"
+            known = ", ".join(list(tools)[:MAX_SHOWN_TOOLS]) or "none"
             raise InvalidRequest(f"tool_choice names {shown(name)}; tools has {known}")
     return {name: tool for name, tool in tools.items() if name in names}

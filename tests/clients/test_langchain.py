@@ -12,7 +12,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ConfigDict
 
 from model.demo import SAMPLES_DIR
-from tests.clients.test_openai import CAPTIONS
+from tests.clients.openai_requests import CAPTIONS
 
 if TYPE_CHECKING:
     from tests.serving import RunningServer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model.demo import SAMPLES_DIR
-from tests.clients.test_openai import CAPTIONS, PAINT, about
+from tests.clients.openai_requests import CAPTIONS, PAINT, about
 
 if TYPE_CHECKING:
     from tests.serving import RunningServer
