@@ -203,6 +203,18 @@ class RequestSettings(Section):
     body_idle_seconds: float = Field(
         30.0, gt=0, description="how long an HTTP body may pause: slow senders, not absent ones"
     )
+    max_head_bytes: int = Field(
+        64 * 1024, ge=1024, description="an HTTP request's line and headers, of a stream's likewise"
+    )
+    head_seconds: float = Field(
+        20.0, gt=0, description="how long these may take to arrive: slow senders, not absent ones"
+    )
+    send_idle_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="how long a client may read nothing of its HTTP answer: then it is cut off, "
+        "since what it does not take is memory here",
+    )
     max_batch: int = Field(32, ge=1, description="prompts in one V2 request or one batch")
     max_prompt_bytes: int = Field(
         32 * 1024, ge=1, description="UTF-8 bytes of the text of one prompt"
@@ -277,6 +289,11 @@ class ServerSettings(Section):
     )
     keep_alive_seconds: int = Field(
         65, ge=1, description="idle HTTP connections are kept this long"
+    )
+    max_http2_streams: int = Field(
+        256,
+        ge=1,
+        description="requests at once on one HTTP/2 connection: a gateway has few of them",
     )
     cors_origins: tuple[str, ...] = Field(
         (),

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive
 
 T = TypeVar("T")
+# A view is a large body where the transport received it.
+Body: TypeAlias = bytearray | memoryview
 
 # The body of an error, from the request's path, the text, the status and, where it is one of ours,
 # the error itself.
@@ -45,10 +47,12 @@ INFLATE_BYTES: Final = 1 << 20
 DISCARD_SECONDS: Final = 1.0
 GZIP_WBITS: Final = 31
 CLIENT_CLOSED_REQUEST: Final = 499
+# A key of ASGI's http.request messages: bytes of the body that have come so far.
+NUM_RECEIVED: Final = "num_received"
 INTERNAL_ERROR: Final = "internal error; the server's log says more"
 
 
-async def read_body(request: Request, max_bytes: int, idle_seconds: float) -> bytearray:
+async def read_body(request: Request, max_bytes: int, idle_seconds: float) -> Body:
     """The whole body, decompressed, of at most `max_bytes` before and after.
 
     idle_seconds: the longest pause between two pieces
@@ -67,6 +71,8 @@ async def read_body(request: Request, max_bytes: int, idle_seconds: float) -> by
             num_received += len(chunk)
             pieces = inflater.feed(chunk) if inflater else (chunk,)
             for piece in pieces:
+                if isinstance(piece, memoryview):
+                    return piece  # the whole of it, where it was received
                 body += piece
                 if len(body) > max_bytes or num_received > max_bytes:
                     num_bytes = max(len(body), num_received)
@@ -81,19 +87,24 @@ async def read_body(request: Request, max_bytes: int, idle_seconds: float) -> by
     return body
 
 
-async def _unpausing(request: Request, idle_seconds: float) -> AsyncGenerator[bytes, None]:
+async def _unpausing(
+    request: Request, idle_seconds: float
+) -> AsyncGenerator[bytes | memoryview, None]:
     """The body's pieces; raises BodyTimeout when the next one is too long in coming."""
     num_bytes = 0
-    async with aclosing(request.stream()) as chunks:
-        while True:
-            try:
-                async with asyncio.timeout(idle_seconds):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as e:
-                raise BodyTimeout(num_bytes, idle_seconds) from e
-            if chunk is None:
-                return
-            num_bytes += len(chunk)
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                message = await request.receive()
+        except TimeoutError as e:
+            raise BodyTimeout(num_bytes, idle_seconds) from e
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        # Our own transport says how far it is with a body that it gives in one piece at the end.
+        num_bytes = message.get(NUM_RECEIVED, num_bytes + len(chunk))
+        if chunk:
             yield chunk
 
 
@@ -108,7 +119,7 @@ async def discard_body(request: Request, max_bytes: int) -> None:
         await _discard(chunks, max_bytes)
 
 
-async def _discard(chunks: AsyncIterable[bytes], max_bytes: int) -> None:
+async def _discard(chunks: AsyncIterable[bytes | memoryview], max_bytes: int) -> None:
     num_bytes = 0
     with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_SECONDS):
@@ -126,7 +137,7 @@ class _Inflater:
         self._head = b""
         self._stream: Any = None
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """Pieces of at most INFLATE_BYTES; raises InvalidRequest for corrupt data."""
         self._head += data
         # Two bytes tell whether zlib's header is there.

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from model.errors import InvalidImage, InvalidRequest, UnsupportedMediaType
-from model.serving.body import read_body
+from model.serving.body import Body, read_body
 from model.serving.images import decode_base64, is_url
 from model.serving.json_body import get_string, kind, parse_object
 from model.serving.parameters import MODEL_PARAMETERS, boolean, shown
@@ -101,7 +101,7 @@ async def _off_loop(num_bytes: int, function: Callable[..., T], *arguments: Any)
 
 
 async def _document(
-    request: Request, body: bytearray, own_fields: tuple[str, ...], max_parts: int
+    request: Request, body: Body, own_fields: tuple[str, ...], max_parts: int
 ) -> dict[str, Any]:
     """The body's fields by name: files as bytes, everything else as JSON has it."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -131,7 +131,7 @@ def _check_names(names: Iterable[str], known: tuple[str, ...]) -> None:
 # Forms
 
 
-async def _form(request: Request, body: bytearray, max_parts: int) -> FormData:
+async def _form(request: Request, body: Body, max_parts: int) -> FormData:
     async def pieces() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), PIECE_BYTES):
             yield bytes(body[start : start + PIECE_BYTES])

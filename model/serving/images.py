@@ -294,4 +294,6 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _digest(encoded: bytes, height: int, width: int) -> bytes:
     """BLAKE2b over a file and the size it was resized to, which together decide every pixel."""
-    return hashlib.blake2b(struct.pack("<QQ", height, width) + encoded, digest_size=32).digest()
+    digest = hashlib.blake2b(struct.pack("<QQ", height, width), digest_size=32)
+    digest.update(encoded)
+    return digest.digest()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from model.serving.job_runner import JobRunner
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.lifecycle import Lifecycle
+    from model.serving.loop_lag import LoopLag
 
 PREFIX = "qwen3vl"
 
@@ -41,11 +42,16 @@ class ServerCollector(Collector):
     """Server, engine and model figures; label model_name is the first name served."""
 
     def __init__(
-        self, model: Qwen3VLModel, lifecycle: Lifecycle, jobs: JobRunner | None = None
+        self,
+        model: Qwen3VLModel,
+        lifecycle: Lifecycle,
+        jobs: JobRunner | None = None,
+        lag: LoopLag | None = None,
     ) -> None:
         self._model = model
         self._lifecycle = lifecycle
         self._jobs = jobs
+        self._lag = lag
 
     def describe(self) -> list[Metric]:
         """Nothing: the families are made on collect, and registering must not call it early."""
@@ -62,6 +68,10 @@ class ServerCollector(Collector):
         if self._jobs is not None:
             yield self._gauge(
                 "unfinished_jobs", "Jobs that wait or run here", self._jobs.num_unfinished
+            )
+        if self._lag is not None:
+            yield self._histogram(
+                "event_loop_lag_seconds", "How late the event loop is", self._lag.histogram
             )
         if self._model.load_seconds is not None:
             yield self._gauge(
@@ -146,7 +156,10 @@ class ServerCollector(Collector):
 
 
 def build_registry(
-    model: Qwen3VLModel, lifecycle: Lifecycle, jobs: JobRunner | None = None
+    model: Qwen3VLModel,
+    lifecycle: Lifecycle,
+    jobs: JobRunner | None = None,
+    lag: LoopLag | None = None,
 ) -> CollectorRegistry:
     """A registry of this server's figures, the time KServe's hooks took, and the process's own."""
     registry = CollectorRegistry()
@@ -155,5 +168,5 @@ def build_registry(
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    registry.register(ServerCollector(model, lifecycle, jobs))
+    registry.register(ServerCollector(model, lifecycle, jobs, lag))
     return registry

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from model.errors import InvalidRequest, ModelNotFound, ServingError, UnsupportedMediaType
-from model.serving.body import discard_body, read_body, until_disconnect
+from model.serving.body import Body, discard_body, read_body, until_disconnect
 from model.serving.json_body import kind, parse_object
 from model.serving.openai_answer import EVENTS, json_response
 from model.serving.openai_chat import Chat
@@ -103,7 +103,7 @@ class _Routes:
         return await self._count(request, detokenize)
 
     async def _answer(self, request: Request, read: Read) -> Response:
-        def parse(body: bytearray) -> Chat | Completions:
+        def parse(body: Body) -> Chat | Completions:
             document = parse_object(body)
             return read(document, self._model, self._name(document))
 
@@ -138,7 +138,7 @@ class _Routes:
             await discard_body(request, self._limits.max_body_bytes)
             raise
 
-    async def _parsed(self, request: Request, parse: Callable[[bytearray], T]) -> T:
+    async def _parsed(self, request: Request, parse: Callable[[Body], T]) -> T:
         """What the body says; a large one is read on a thread."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in JSON_TYPES:

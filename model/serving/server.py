@@ -1,19 +1,17 @@
 """One process: HTTP and gRPC on one event loop, the model loading beside them, and an orderly end.
 
-Signals are ours, not uvicorn's or KServe's: those close HTTP at once while gRPC still takes
-requests, so the two cannot drain together.
+Signals are ours, not KServe's: it closes HTTP at once while gRPC still takes requests, so the two
+cannot drain together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
 from typing import TYPE_CHECKING
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import exposition
@@ -29,16 +27,18 @@ from model.serving.job_runner import JobRunner
 from model.serving.jobs import MemoryJobStore
 from model.serving.jobs_http import jobs_router
 from model.serving.lifecycle import Lifecycle, Phase
+from model.serving.loop_lag import LoopLag
 from model.serving.metrics import build_registry
 from model.serving.openai_errors import error_body
 from model.serving.openai_http import openai_router
 from model.serving.request_id import RequestIds
+from model.serving.transport.limits import ConnectionLimits
+from model.serving.transport.server import HttpServer
 from model.serving.v2_grpc import build_grpc_server
 from model.serving.v2_http import v2_router
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
 
     from model.serving.jobs import JobStore
     from model.serving.kserve_model import Qwen3VLModel
@@ -58,23 +58,16 @@ class ListenError(StartError):
     """An address that cannot be listened on."""
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def build_app(
     model: Qwen3VLModel,
     lifecycle: Lifecycle,
     settings: Settings,
     jobs: JobRunner | None = None,
+    lag: LoopLag | None = None,
 ) -> FastAPI:
     """All HTTP routes; those of jobs only where something runs them."""
     app = FastAPI(title="Qwen3-VL server", version=__version__, redoc_url=None)
-    registry = build_registry(model, lifecycle, jobs)
+    registry = build_registry(model, lifecycle, jobs, lag)
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
@@ -146,17 +139,9 @@ class Server:
             Describer(model), build_job_store(settings.jobs), self.lifecycle, settings.jobs
         )
         self._grpc = build_grpc_server(model, self.lifecycle, settings)
-        self._http = _Uvicorn(
-            uvicorn.Config(
-                RequestIds(build_app(model, self.lifecycle, settings, self._jobs)),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_keep_alive=settings.server.keep_alive_seconds,
-                timeout_graceful_shutdown=int(STRAGGLER_SECONDS),
-                server_header=False,
-            )
-        )
+        self._lag = LoopLag()
+        app = RequestIds(build_app(model, self.lifecycle, settings, self._jobs, self._lag))
+        self._http = HttpServer(app, ConnectionLimits.of(settings))
         self.http_port: int = http_socket.getsockname()[1]
         self.grpc_port = self._bind_grpc()
 
@@ -178,7 +163,8 @@ class Server:
         """
         self._own_signals()
         await self._grpc.start()
-        serving = asyncio.create_task(self._http.serve([self._http_socket]))
+        await self._http.start(self._http_socket)
+        self._lag.start()
         host = self._settings.server.host
         logger.info("listening  http %s:%d, grpc %s:%d", host, self.http_port, host, self.grpc_port)
         if await self._load():
@@ -187,8 +173,8 @@ class Server:
             await self._drain()
         await self._jobs.close()
         await self._grpc.stop(grace=STRAGGLER_SECONDS)
-        self._http.should_exit = True
-        await serving
+        await self._http.stop(STRAGGLER_SECONDS)
+        self._lag.stop()
         await asyncio.to_thread(self._model.stop)
         if self.lifecycle.phase is Phase.FAILED:
             return 1
@@ -237,6 +223,7 @@ class Server:
         self.lifecycle.enter(Phase.UNREADY)
         await asyncio.sleep(server.unready_seconds)
         self.lifecycle.enter(Phase.DRAINING)
+        self._http.go_away()
         if await self.lifecycle.wait_idle(server.drain_seconds):
             return
         logger.warning(

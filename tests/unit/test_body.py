@@ -128,6 +128,15 @@ async def test_bad_bodies_are_refused(
         await read(*chunks, **headers)
 
 
+async def test_a_body_that_the_transport_gathered_is_taken_as_it_is() -> None:
+    whole = memoryview(b"x" * 900)
+    body = await read_body(request(Channel(whole)), LIMIT, IDLE_SECONDS)
+    assert body is whole
+    packed = memoryview(gzip.compress(b"hello"))
+    read = read_body(request(Channel(packed), content_encoding="gzip"), LIMIT, IDLE_SECONDS)
+    assert bytes(await read) == b"hello"
+
+
 async def test_what_is_too_long_is_taken_from_the_socket_so_that_the_answer_arrives() -> None:
     channel = Channel(*[b"x" * 100] * 9)
     with pytest.raises(BodyTooLarge):

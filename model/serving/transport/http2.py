@@ -1,0 +1,450 @@
+"""HTTP/2 on one cleartext connection: the h2 library's state machine around streams of an ASGI app.
+
+Flow control works both ways: a stream's body is credited as the app takes it, and an answer waits
+for the client's windows. What is cheap to send and dear to take (resets, pings, settings, empty
+frames) has an allowance. All that one turn of the event loop makes is written at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from h2.config import H2Configuration
+from h2.connection import ConnectionState, H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import GoAwayFrame
+
+from model.serving.transport.allowance import Allowance
+from model.serving.transport.exchange import Exchange, make_scope
+from model.serving.transport.http1 import http_date
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from model.serving.transport.exchange import Head, Headers
+    from model.serving.transport.limits import ConnectionLimits
+    from model.serving.transport.server import HttpServer
+
+# What a client may send ahead of the app, on one stream and on all of a connection.
+STREAM_WINDOW_BYTES: Final = 1 << 20
+CONNECTION_WINDOW_BYTES: Final = 8 << 20
+DEFAULT_WINDOW_BYTES: Final = 65_535
+# Made for the client and not yet written; more is written without waiting for the turn's end.
+GATHERED_BYTES: Final = 64 * 1024
+# Between two looks at the allowances: h2 takes whatever frames it is given.
+SLICE_BYTES: Final = 16 * 1024
+# Our encoder forgets what does not fit; a client may not make it remember more.
+MAX_ENCODER_TABLE_BYTES: Final = 4096
+# Streams that a client gives up: a gateway whose own clients all leave at once is still served.
+RESET_BURST: Final = 1000.0
+RESETS_PER_SECOND: Final = 50.0
+IDLE_FRAME_BURST: Final = 1000.0
+IDLE_FRAMES_PER_SECOND: Final = 50.0
+IDLE_FRAMES_PER_ANSWERS: Final = 3.0
+# Of HTTP/1.1's connection, which HTTP/2 has none of (RFC 9113, 8.2.2).
+CONNECTION_HEADERS: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
+MAX_STREAM_ID: Final = (1 << 31) - 1
+
+
+class Http2Connection(asyncio.BufferedProtocol):
+    """One client's connection, and its streams."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._h2 = _state_machine(server.limits)
+        self._streams: dict[int, Http2Exchange] = {}
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._flushing = False
+        self._num_gathered = 0
+        # The last stream that is answered, once the client has been told to go.
+        self._last_stream_id: int | None = None
+        now = time.monotonic()
+        self._resets = Allowance(RESET_BURST, RESETS_PER_SECOND, now)
+        self._idle_frames = Allowance(IDLE_FRAME_BURST, IDLE_FRAMES_PER_SECOND, now)
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say what we allow."""
+        self._transport = transport  # type: ignore[assignment]
+        self._server.joined(self)
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - DEFAULT_WINDOW_BYTES)
+        self._flush()
+        self._arm()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """The buffer that all connections share."""
+        return self._server.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has come, a slice at a time."""
+        try:
+            for start in range(0, nbytes, SLICE_BYTES):
+                end = min(nbytes, start + SLICE_BYTES)
+                for event in self._h2.receive_data(self._server.buffer[start:end]):
+                    self._handle(event)
+        except ProtocolError:
+            # h2 has prepared the GOAWAY that says why.
+            self._give_up()
+        except TooTiring:
+            self._write_goaway(self._h2.highest_inbound_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
+            self._give_up()
+        self.flush_soon()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell all streams."""
+        self._server.left(self)
+        self._disarm()
+        self._leave_streams()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is written to."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._writable.set()
+
+    # What the server calls
+
+    def go_away(self) -> None:
+        """Answer what has been asked, and no more: the client asks elsewhere, and loses nothing."""
+        if self._last_stream_id is None and not self._transport.is_closing():
+            self._last_stream_id = self._h2.highest_inbound_stream_id
+            self._write_goaway(self._last_stream_id, ErrorCodes.NO_ERROR)
+            self._close_if_idle()
+
+    def shutdown(self) -> None:
+        """Close now, or after the answers that are being given."""
+        self.go_away()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    # What the streams call
+
+    @property
+    def h2(self) -> H2Connection:
+        """The state machine; whoever changes it calls `flush_soon`."""
+        return self._h2
+
+    def flush_soon(self) -> None:
+        """Write what has gathered, once this turn of the event loop is over."""
+        if not self._flushing:
+            self._flushing = True
+            self._server.loop.call_soon(self._flush)
+
+    def sent_frame(self, num_bytes: int) -> None:
+        """A frame of an answer has been made: the client may credit it, and measure the way."""
+        self._idle_frames.earn(IDLE_FRAMES_PER_ANSWERS)
+        self._num_gathered += num_bytes
+        if self._num_gathered > GATHERED_BYTES:
+            self._flush()
+        else:
+            self.flush_soon()
+
+    async def writable(self) -> bool:
+        """Wait until the client has read enough; False when it is gone, or is given up."""
+        if not self._writable.is_set():
+            try:
+                async with asyncio.timeout(self._limits.send_idle_seconds):
+                    await self._writable.wait()
+            except TimeoutError:
+                self._transport.abort()
+        return not self._transport.is_closing()
+
+    def ended(self, stream: Http2Exchange) -> None:
+        """A stream's answer is whole, or broken off."""
+        self._streams.pop(stream.stream_id, None)
+        if stream.closes_connection:
+            self.go_away()
+        self.flush_soon()
+        self._close_if_idle()
+
+    # Inside
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                self._begin(event)
+            case DataReceived():
+                self._receive(event)
+            case StreamEnded(stream_id=int(stream_id)):
+                if stream := self._streams.get(stream_id):
+                    stream.end_body()
+            case StreamReset(stream_id=stream_id):
+                self._spend(self._resets)
+                if stream := self._streams.pop(stream_id, None):
+                    stream.disconnect()
+                self._close_if_idle()
+            case WindowUpdated(stream_id=stream_id):
+                self._spend(self._idle_frames)
+                self._open_windows(stream_id)
+            case RemoteSettingsChanged():
+                self._spend(self._idle_frames)
+                table = min(self._h2.encoder.header_table_size, MAX_ENCODER_TABLE_BYTES)
+                self._h2.encoder.header_table_size = table
+                self._open_windows(None)
+            case ConnectionTerminated():
+                # The client opens no more streams, but still reads; h2 would send it nothing.
+                self._h2.state_machine.state = ConnectionState.SERVER_OPEN
+                self._last_stream_id = self._h2.highest_inbound_stream_id
+                self._close_if_idle()
+            case TrailersReceived():
+                pass  # no route has a use for them
+            case _:
+                self._spend(self._idle_frames)
+
+    def _begin(self, event: RequestReceived) -> None:
+        stream_id = event.stream_id
+        assert stream_id is not None
+        if self._last_stream_id is not None and stream_id > self._last_stream_id:
+            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        scope = self._scope(event.headers or [])
+        if scope is None:
+            self._h2.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return
+        self._disarm()
+        stream = Http2Exchange(self, stream_id, scope, self._limits.send_idle_seconds)
+        self._streams[stream_id] = stream
+        self._server.spawn(stream)
+
+    def _scope(self, fields: Headers) -> Scope | None:
+        """The request in ASGI's words; None for one without a path, such as CONNECT."""
+        pseudo = {name: value for name, value in fields if name.startswith(b":")}
+        if b":path" not in pseudo or not pseudo[b":path"].isascii():
+            return None
+        headers = [(name, value) for name, value in fields if not name.startswith(b":")]
+        if b":authority" in pseudo:
+            headers = [(n, v) for n, v in headers if n != b"host"]
+            headers.insert(0, (b"host", pseudo[b":authority"]))
+        raw_path, _, query = pseudo[b":path"].partition(b"?")
+        return make_scope(
+            method=pseudo[b":method"].decode("latin-1"),
+            path=unquote(raw_path.decode("ascii")),
+            raw_path=raw_path,
+            query=query,
+            headers=headers,
+            http_version="2",
+            client=self._transport.get_extra_info("peername")[:2],
+            server=self._transport.get_extra_info("sockname")[:2],
+        )
+
+    def _receive(self, event: DataReceived) -> None:
+        data, size = event.data or b"", event.flow_controlled_length or 0
+        assert event.stream_id is not None
+        if not data and event.stream_ended is None:
+            self._spend(self._idle_frames)
+        stream = self._streams.get(event.stream_id)
+        if stream is None:
+            self._h2.acknowledge_received_data(size, event.stream_id)
+            return
+        # Padding is nobody's to take.
+        self._h2.acknowledge_received_data(size - len(data), event.stream_id)
+        if data:
+            stream.feed(data)
+
+    def _open_windows(self, stream_id: int | None) -> None:
+        """Wake who waits for the stream's window; for the connection's, everybody."""
+        if stream_id:
+            if stream := self._streams.get(stream_id):
+                stream.window_opened.set()
+            return
+        for stream in self._streams.values():
+            stream.window_opened.set()
+
+    def _spend(self, allowance: Allowance) -> None:
+        if not allowance.spend(time.monotonic()):
+            raise TooTiring
+
+    def _write_goaway(self, last_stream_id: int, code: ErrorCodes) -> None:
+        """By hand: h2 would take the connection for closed, and send no more answers."""
+        frame = GoAwayFrame(0, last_stream_id=last_stream_id, error_code=code)
+        self._flush()
+        self._transport.write(frame.serialize())
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._num_gathered = 0
+        data = self._h2.data_to_send()
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _close_if_idle(self) -> None:
+        if self._streams:
+            return
+        if self._last_stream_id is None:
+            self._arm()
+        else:
+            self._end()
+
+    def _give_up(self) -> None:
+        """Serve a client no more that does not keep to the protocol."""
+        self._leave_streams()
+        self._end()
+
+    def _leave_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.disconnect()
+        self._streams.clear()
+
+    def _end(self) -> None:
+        """Close once everything written is on its way, without waiting for ever."""
+        self._flush()
+        self._transport.close()
+        self._disarm()
+        seconds = self._limits.send_idle_seconds
+        self._timer = self._server.loop.call_later(seconds, self._transport.abort)
+
+    def _arm(self) -> None:
+        """Close what stays without a stream; pings do not count."""
+        self._disarm()
+        seconds = self._limits.keep_alive_seconds
+        self._timer = self._server.loop.call_later(seconds, self.go_away)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Http2Exchange(Exchange):
+    """A stream: a request of HTTP/2 and its answer.
+
+    window_opened: set when the stream may send more
+    closes_connection: the app wants no more requests from here
+    """
+
+    def __init__(
+        self, connection: Http2Connection, stream_id: int, scope: Scope, send_idle_seconds: float
+    ) -> None:
+        super().__init__(scope)
+        self.stream_id = stream_id
+        self.window_opened = asyncio.Event()
+        self.closes_connection = False
+        self._connection = connection
+        self._h2 = connection.h2
+        self._send_idle_seconds = send_idle_seconds
+        expect = dict(scope["headers"]).get(b"expect", b"")
+        self._expects_continue = expect.lower() == b"100-continue"
+
+    def disconnect(self) -> None:
+        """The client is gone, and with it who would read and credit the rest."""
+        super().disconnect()
+        self._credit_unread()
+        self.window_opened.set()
+
+    async def _send_head(self, head: Head, data: bytes, more: bool) -> None:
+        connection = dict(head.headers).get(b"connection", b"")
+        self.closes_connection = connection.lower() == b"close"
+        fields = [(b":status", b"%d" % head.status), (b"date", http_date(int(time.time())))]
+        fields += [field for field in head.headers if field[0] not in CONNECTION_HEADERS]
+        self._h2.send_headers(self.stream_id, fields, end_stream=not data and not more)
+        self._connection.sent_frame(0)
+        if data:
+            await self._send_body(data, more)
+
+    async def _send_body(self, data: bytes, more: bool) -> None:
+        if not data and not more:
+            self._h2.end_stream(self.stream_id)
+        rest = memoryview(data)
+        while rest:
+            size = await self._sendable(len(rest))
+            if not size:
+                return
+            last = size == len(rest) and not more
+            self._h2.send_data(self.stream_id, bytes(rest[:size]), end_stream=last)
+            rest = rest[size:]
+            self._connection.sent_frame(size)
+
+    async def _sendable(self, wanted: int) -> int:
+        """How much may be sent now, once it is more than nothing; 0 when nothing ever will."""
+        while await self._connection.writable() and not self._gone:
+            window = self._h2.local_flow_control_window(self.stream_id)
+            size = min(wanted, window, self._h2.max_outbound_frame_size)
+            if size > 0:
+                return size
+            self.window_opened.clear()
+            try:
+                async with asyncio.timeout(self._send_idle_seconds):
+                    await self.window_opened.wait()
+            except TimeoutError:
+                self._reset(ErrorCodes.CANCEL)
+        return 0
+
+    def _wanted(self) -> None:
+        if self._expects_continue and not self._head_sent:
+            self._expects_continue = False
+            self._h2.send_headers(self.stream_id, [(b":status", b"100")])
+            self._connection.flush_soon()
+
+    def _taken(self, num_bytes: int) -> None:
+        self._h2.acknowledge_received_data(num_bytes, self.stream_id)
+        self._connection.flush_soon()
+
+    def _credit_unread(self) -> None:
+        """Give the connection back what nobody will read: other streams share its window."""
+        if self.num_unread:
+            self._taken(self.num_unread)
+            self._pieces.clear()
+            self.num_unread = 0
+
+    def _ended(self) -> None:
+        self._credit_unread()
+        if not self.body_ended and not self._gone:
+            # The answer is whole; the rest of the question is not needed.
+            self._h2.reset_stream(self.stream_id, ErrorCodes.NO_ERROR)
+        self._connection.ended(self)
+
+    def _abort(self) -> None:
+        if not self._gone:
+            self._reset(ErrorCodes.INTERNAL_ERROR)
+
+    def _reset(self, code: ErrorCodes) -> None:
+        self._h2.reset_stream(self.stream_id, code)
+        self.disconnect()
+        self._connection.ended(self)
+
+
+class TooTiring(Exception):
+    """A client has used up an allowance."""
+
+
+def _state_machine(limits: ConnectionLimits) -> H2Connection:
+    connection = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+    connection.local_settings = Settings(
+        client=False,
+        initial_values={
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
+            SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_head_bytes,
+            SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+        },
+    )
+    connection.decoder.max_header_list_size = limits.max_head_bytes
+    return connection
