@@ -34,6 +34,7 @@ from model.serving.parameters import (
 )
 from model.serving.prompt import Prompt
 from model.serving.statistics import InferTimes, ModelStatistics, StatisticsRecorder
+from model.serving.v2_model import Delta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -193,8 +194,8 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
         self._count(result.batch, queued, result.generated)
         return response
 
-    async def stream(self, request: InferRequest) -> AsyncIterator[InferResponse]:
-        """One response for each piece of text, tensors of shape [1]; the last has a finish_reason.
+    async def stream(self, request: InferRequest) -> AsyncIterator[Delta]:
+        """Each piece of text as it comes; the last has a finish_reason.
 
         Raises InvalidRequest unless the request is for exactly one sequence.
         """
@@ -207,7 +208,7 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
             [generation] = self.pipeline.start(batch.requests)
             try:
                 async for delta in generation:
-                    yield _delta(request, generation, delta)
+                    yield _delta(generation, delta)
             finally:
                 generation.close()
         self._count(batch, generation.queue_seconds, time.monotonic_ns())
@@ -286,13 +287,12 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
         return texts * rows if len(texts) == 1 else texts
 
 
-def _delta(request: InferRequest, generation: Generation, delta: TextDelta) -> InferResponse:
-    return _response(
-        request,
-        text=[delta.text],
-        finish_reason=[delta.finish_reason.value if delta.finish_reason else ""],
-        prompt_tokens=[generation.prompt_tokens],
-        completion_tokens=[delta.num_completion_tokens],
+def _delta(generation: Generation, delta: TextDelta) -> Delta:
+    return Delta(
+        text=delta.text,
+        finish_reason=delta.finish_reason.value if delta.finish_reason else "",
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=delta.num_completion_tokens,
     )
 
 

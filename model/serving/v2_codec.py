@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from model.errors import InvalidRequest
+from model.serving.contract import VERSION
 from model.serving.json_body import (
     check_keys,
     get_list,
@@ -118,13 +119,14 @@ def encode_response(response: InferResponse, request: InferRequest) -> EncodedRe
 
 def response_head(response: InferResponse, request: InferRequest) -> dict[str, Any]:
     """What a response says before its outputs: name as asked for, version, id, parameters."""
-    optional = {
-        "model_version": response.model_version,
-        "id": request.id,
-        "parameters": dict(response.parameters or {}),
-    }
-    given = {key: value for key, value in optional.items() if value}
-    return {"model_name": request.model_name, **given}
+    parameters = dict(response.parameters or {})
+    return {**request_head(request), **({"parameters": parameters} if parameters else {})}
+
+
+def request_head(request: InferRequest) -> dict[str, Any]:
+    """What every response to a request says first: name as asked for, version, id."""
+    head = {"model_name": request.model_name, "model_version": VERSION}
+    return {**head, "id": request.id} if request.id else head
 
 
 def _json_elements(output: InferOutput) -> list[Any]:

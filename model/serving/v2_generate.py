@@ -21,12 +21,13 @@ from model.serving.v2_tensors import (
     counted,
     flat_elements,
     from_base64,
-    is_final,
     tensor_header,
 )
 
 if TYPE_CHECKING:
     from kserve import InferRequest, InferResponse
+
+    from model.serving.v2_model import Delta
 
 PROMPT_FIELDS: Final = ("prompt", "text_input")
 FIELDS: Final = ("id", "image", *PROMPT_FIELDS, "parameters")
@@ -65,12 +66,17 @@ def encode_answer(response: InferResponse, request: InferRequest) -> dict[str, A
     return {**response_head(response, request), **_with_text_output(values)}
 
 
-def encode_delta(response: InferResponse, request: InferRequest) -> dict[str, Any]:
-    """One streamed response: the text it adds; the last also says why it ended, and counts."""
-    values = _values(response)
-    if not is_final(response):
-        values = {"text": values["text"]}
-    return {**response_head(response, request), **_with_text_output(values)}
+def encode_delta(delta: Delta, head: dict[str, Any]) -> dict[str, Any]:
+    """One piece of a streamed answer: the text it adds; the last also says why it ended.
+
+    head: `request_head` of the request, the same for all pieces
+    """
+    answer = {**head, "text": delta.text, "text_output": delta.text}
+    if delta.finish_reason:
+        answer["finish_reason"] = delta.finish_reason
+        answer["prompt_tokens"] = delta.prompt_tokens
+        answer["completion_tokens"] = delta.completion_tokens
+    return answer
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:

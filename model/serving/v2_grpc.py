@@ -19,6 +19,7 @@ from model.serving.body import INTERNAL_ERROR
 from model.serving.grpc_health import STOPPING, HealthServicer
 from model.serving.v2_grpc_codec import (
     FINAL,
+    DeltaMessages,
     decode_message,
     empty_message,
     encode_message,
@@ -207,12 +208,10 @@ class V2Servicer:
                 request = await self._decode(message)
                 check_one_sequence(request)
                 head = empty_message(request)
-                async with closing(self._model.stream(request)) as responses:
-                    async for response in responses:
-                        encoded = encode_message(response, request)
-                        if wants_final:
-                            encoded.parameters[FINAL].bool_param = False
-                        await write(stream_response(infer_response=encoded))
+                messages = DeltaMessages(request, wants_final)
+                async with closing(self._model.stream(request)) as deltas:
+                    async for delta in deltas:
+                        await write(messages.message(delta))
             if wants_final:
                 head.parameters[FINAL].bool_param = True
                 await write(stream_response(infer_response=head))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model.errors import InvalidRequest
-from model.serving.contract import VERSION
+from model.serving.contract import OUTPUTS, VERSION
 from model.serving.v2_proto import message_class, parameter_values, set_parameters
 from model.serving.v2_tensors import (
     Limits,
     Tensor,
     build_request,
     counted,
+    raw_element,
     raw_elements,
     selected_outputs,
     split_elements,
@@ -21,10 +22,12 @@ from model.serving.v2_tensors import (
 if TYPE_CHECKING:
     from kserve import InferRequest, InferResponse
 
+    from model.serving.v2_model import Delta
     from model.serving.v2_proto import Message
 
 FINAL_WANTED = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
+OUTPUT_DATATYPES = {spec.name: spec.datatype for spec in OUTPUTS}
 
 
 def decode_message(message: Message, limits: Limits) -> InferRequest:
@@ -66,6 +69,31 @@ def encode_message(response: InferResponse, request: InferRequest) -> Message:
         set_parameters(described.parameters, output.parameters or {})
         message.raw_output_contents.append(raw_elements(output))
     return message
+
+
+class DeltaMessages:
+    """The messages of one streamed answer: all but the values is written once.
+
+    wants_final: every message says that it is not the last; an empty one will
+    """
+
+    def __init__(self, request: InferRequest, wants_final: bool) -> None:
+        self._message = message_class("ModelStreamInferResponse")()
+        self._response = self._message.infer_response
+        self._response.CopyFrom(empty_message(request))
+        wanted = [item.name for item in request.request_outputs or ()] or OUTPUT_DATATYPES
+        self._names = tuple(wanted)
+        for name in self._names:
+            self._response.outputs.add(name=name, datatype=OUTPUT_DATATYPES[name], shape=[1])
+        if wants_final:
+            self._response.parameters[FINAL].bool_param = False
+
+    def message(self, delta: Delta) -> Message:
+        """The message of one piece; the next call writes it anew."""
+        self._response.ClearField("raw_output_contents")
+        for name in self._names:
+            self._response.raw_output_contents.append(raw_element(getattr(delta, name)))
+        return self._message
 
 
 def empty_message(request: InferRequest) -> Message:

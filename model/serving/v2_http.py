@@ -20,7 +20,12 @@ from model.serving.body import discard_body, read_body, until_disconnect
 from model.serving.json_body import check_keys, parse_object
 from model.serving.parameters import boolean
 from model.serving.sse import EventStream
-from model.serving.v2_codec import HEADER_LENGTH, decode_request, encode_response
+from model.serving.v2_codec import (
+    HEADER_LENGTH,
+    decode_request,
+    encode_response,
+    request_head,
+)
 from model.serving.v2_generate import decode_generate, encode_answer, encode_delta
 from model.serving.v2_model import (
     UNSUPPORTED,
@@ -194,11 +199,12 @@ class _Inference:
             return await EventStream.begin(request.receive, self._deltas(infer_request))
 
     async def _deltas(self, request: InferRequest) -> AsyncGenerator[dict[str, Any], None]:
+        head = request_head(request)
         # Held open by the stream itself: the handler returns long before the last byte.
         with self._lifecycle.request():
-            async with closing(self._model.stream(request)) as responses:
-                async for response in responses:
-                    yield encode_delta(response, request)
+            async with closing(self._model.stream(request)) as deltas:
+                async for delta in deltas:
+                    yield encode_delta(delta, head)
 
     @asynccontextmanager
     async def _accepted(

@@ -7,6 +7,7 @@ HTTP and gRPC cannot disagree about the model.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import model as package
@@ -59,6 +60,19 @@ UNSUPPORTED: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One piece of a streamed answer: the outputs of the contract, each of shape [1].
+
+    text: what is added; finish_reason: empty but in the last one
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class V2Model(Protocol):
     """The served model, as the V2 protocols call it."""
 
@@ -71,10 +85,10 @@ class V2Model(Protocol):
     ) -> tuple[InferResponse, dict[str, str]]:
         """Answer a request's sequences; cancelling the call cancels them. Raises ServingError."""
 
-    def stream(self, request: InferRequest) -> AsyncIterator[InferResponse]:
-        """One response a text delta, for a request of one sequence; closing it cancels.
+    def stream(self, request: InferRequest) -> AsyncIterator[Delta]:
+        """An answer as it comes, for a request of one sequence; closing it cancels.
 
-        The outputs have shape [1]; the last has a finish_reason. Raises ServingError.
+        Raises ServingError.
         """
 
     def statistics(self) -> ModelStatistics:

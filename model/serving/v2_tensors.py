@@ -295,15 +295,12 @@ def flat_elements(output: InferOutput) -> list[Any]:
 
 def raw_elements(output: InferOutput) -> bytes:
     """An output in the binary form; only the contract's datatypes occur."""
-    elements = flat_elements(output)
-    if output.datatype == "BYTES":
-        prefixed = ((len(item).to_bytes(LENGTH_PREFIX_BYTES, "little"), item) for item in elements)
-        return b"".join(part for pair in prefixed for part in pair)
-    assert output.datatype == "INT32", output.datatype
-    return b"".join(int(item).to_bytes(4, "little", signed=True) for item in elements)
+    return b"".join(map(raw_element, flat_elements(output)))
 
 
-def is_final(response: InferResponse) -> bool:
-    """Whether a streamed response is a request's last: the one that says why it ended."""
-    output = response.get_output_by_name("finish_reason")
-    return output is not None and any(flat_elements(output))
+def raw_element(value: str | bytes | int) -> bytes:
+    """One element in the binary form: BYTES behind its length, or INT32."""
+    if isinstance(value, int):
+        return value.to_bytes(4, "little", signed=True)
+    data = value.encode() if isinstance(value, str) else value
+    return len(data).to_bytes(LENGTH_PREFIX_BYTES, "little") + data

@@ -10,7 +10,9 @@ import pytest
 from kserve import InferOutput, InferRequest, InferResponse
 
 from model.errors import InvalidRequest
+from model.serving.v2_codec import request_head
 from model.serving.v2_generate import decode_generate, encode_answer, encode_delta
+from model.serving.v2_model import Delta
 from model.serving.v2_tensors import Limits
 
 PICTURE = b"\xff\xd8\xff not really"
@@ -118,10 +120,9 @@ def test_a_batch_has_lists() -> None:
 
 def test_only_the_last_delta_says_why_it_ended() -> None:
     request = decode(image=TEXT)
-    assert encode_delta(response(["a"], [""]), request) == {
-        "model_name": "m",
-        "model_version": "1",
-        "text": "a",
-        "text_output": "a",
-    }
-    assert encode_delta(response([""], ["length"]), request)["finish_reason"] == "length"
+    head = {"model_name": "m", "model_version": "1"}
+    text = {"text": "a", "text_output": "a"}
+    assert request_head(request) == head
+    assert encode_delta(Delta("a", "", 7, 1), head) == {**head, **text}
+    counts = {"finish_reason": "length", "prompt_tokens": 7, "completion_tokens": 2}
+    assert encode_delta(Delta("a", "length", 7, 2), head) == {**head, **text, **counts}
