@@ -39,9 +39,9 @@ from model.serving.v2_model import (
 )
 from model.serving.v2_proto import (
     HEALTH_SERVICE,
-    POOL,
     REFLECTION_SERVICE,
     SERVICE,
+    ReflectedPool,
     from_dict,
     input_class,
     message_class,
@@ -90,7 +90,7 @@ def build_grpc_server(model: V2Model, lifecycle: Lifecycle, settings: Settings) 
     services = frozenset({"", SERVICE, *model.names})
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(lifecycle, services), server)
     names = (SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE)
-    reflection.enable_server_reflection(names, server, pool=POOL)
+    reflection.enable_server_reflection(names, server, pool=ReflectedPool())
     return server
 
 

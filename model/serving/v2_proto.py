@@ -44,6 +44,20 @@ def _load_pool() -> descriptor_pool.DescriptorPool:
 POOL: Final = _load_pool()
 
 
+class ReflectedPool:
+    """The pool as reflection's clients ask it: they look for methods too, which Python's lacks."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(POOL, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:
+        """The file of a message, an enum, a service or a method; raises KeyError."""
+        try:
+            return POOL.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return POOL.FindMethodByName(symbol).containing_service.file
+
+
 def message_class(name: str) -> MessageClass:
     """The class of a message of package `inference`."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"inference.{name}"))

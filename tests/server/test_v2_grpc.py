@@ -1,10 +1,7 @@
-"""The V2 protocol over gRPC, against the real server: its clients, raw messages, cancellation."""
+"""The V2 protocol over gRPC, against the real server: raw messages, streams, cancellation."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +13,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from kserve import InferInput, InferRequest
-from kserve.inference_client import InferenceGRPCClient
 
 from model.serving.v2_proto import SERVICE, message_class
 from tests.server.grpc_client import (
@@ -29,11 +24,10 @@ from tests.server.grpc_client import (
     reason_of,
     text_of,
 )
-from tests.serving import ROOT, start_server
+from tests.serving import start_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from model.serving.v2_proto import Message
     from tests.serving import RunningServer
@@ -56,83 +50,6 @@ def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as raised:
         call()
     return raised.value.code(), raised.value.details()
-
-
-# Unmodified clients
-
-
-@pytest.fixture
-def scenario(
-    server: RunningServer, sample_image: bytes, tmp_path: Path
-) -> Callable[[str], dict[str, Any]]:
-    picture = tmp_path / "picture.jpg"
-    picture.write_bytes(sample_image)
-
-    def run(name: str) -> dict[str, Any]:
-        module = "tests.server.triton_scenarios"
-        done = subprocess.run(
-            [sys.executable, "-m", module, name, server.grpc_address, str(picture)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
-
-    return run
-
-
-def test_tritonclient(scenario: Callable[[str], dict[str, Any]]) -> None:
-    seen = scenario("unary")
-    assert (seen["live"], seen["ready"], seen["model_ready"]) == (True, True, True)
-    assert "binary_tensor_data" in seen["server"]["extensions"]
-    assert seen["metadata"]["versions"] == ["1"]
-    assert [tensor["name"] for tensor in seen["metadata"]["inputs"]] == ["image", "prompt"]
-    assert seen["config"]["config"]["backend"] == "qwen3-vl"
-    assert seen["index"]["models"] == [{"name": MODEL, "version": "1", "state": "READY"}]
-    assert int(seen["statistics"]["model_stats"][0]["inference_count"]) >= 2
-    assert seen["id"] == "7"
-    assert len(seen["texts"]) == 2
-    assert seen["finish_reason"] == ["length"] * 2
-    assert len(seen["prompt_tokens"]) == 2
-    assert seen["selected"] == ["completion_tokens"]
-    assert len(seen["gzipped"][0]) > 10
-    assert seen["unknown_model"][0] == "StatusCode.NOT_FOUND"
-    assert seen["unknown_version"][0] == "StatusCode.NOT_FOUND"
-    for call in ("load", "shared_memory"):
-        assert seen[call][0] == "StatusCode.UNIMPLEMENTED"
-        assert seen[call][1].startswith("unsupported")
-
-
-def test_tritonclient_streams(scenario: Callable[[str], dict[str, Any]]) -> None:
-    seen = scenario("stream")
-    for deltas in seen["deltas"].values():
-        assert "".join(deltas) == seen["whole"]
-        assert len(deltas) > 5
-    assert seen["seconds"] > 0
-    assert "'nope' is not served here" in seen["error"]
-
-
-def test_tritonclients_asyncio_client(scenario: Callable[[str], dict[str, Any]]) -> None:
-    seen = scenario("aio")
-    assert len(set(seen["texts"])) == 1
-    assert "".join(seen["deltas"]) == seen["texts"][0]
-
-
-async def test_kserves_own_client(server: RunningServer, sample_image: bytes) -> None:
-    client = InferenceGRPCClient(server.grpc_address)
-    assert await client.is_server_ready()
-    assert await client.is_model_ready(MODEL)
-    picture = InferInput("image", [1], "BYTES", [sample_image])
-    response = await client.infer(InferRequest(MODEL, [picture], request_id="k"))
-    assert response.id == "k"
-    assert len(response.get_output_by_name("text").as_numpy()[0]) > 10
-    await client.close()
-
-
-# Raw messages
 
 
 def test_bytes_contents_and_raw_contents_answer_alike(stub: Stub, sample_image: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The V2 protocol over HTTP, against the real server: its clients, raw requests, cancellation."""
+"""The V2 protocol over HTTP, against the real server: raw requests, clients that go away."""
 
 from __future__ import annotations
 
@@ -13,13 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import numpy as np
 import pytest
-import tritonclient.http as triton
-import tritonclient.http.aio as triton_aio
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from PIL import Image
-from tritonclient.utils import InferenceServerException
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,16 +30,6 @@ LONG = {"max_tokens": 3000, "ignore_eos": True}
 def client(server: RunningServer) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.http_url, timeout=60) as http:
         yield http
-
-
-def triton_inputs(picture: bytes, num: int = 1, *, binary: bool = True) -> list[Any]:
-    image = triton.InferInput("image", [num], "BYTES")
-    image.set_data_from_numpy(np.array([picture] * num, dtype=np.object_), binary_data=binary)
-    return [image]
-
-
-def texts(result: triton.InferResult) -> list[str]:
-    return [item.decode() if isinstance(item, bytes) else item for item in result.as_numpy("text")]
 
 
 def image_input(picture: bytes, **changes: object) -> dict[str, Any]:
@@ -72,104 +57,6 @@ def binary_body(picture: bytes) -> tuple[bytes, dict[str, str]]:
 
 def values(answer: dict[str, Any]) -> dict[str, Any]:
     return {output["name"]: output["data"] for output in answer["outputs"]}
-
-
-# Unmodified clients
-
-
-def test_tritonclient_finds_its_way(server: RunningServer) -> None:
-    with triton.InferenceServerClient(server.http_address) as client:
-        assert client.is_server_live()
-        assert client.is_server_ready()
-        assert client.is_model_ready(MODEL)
-        assert client.is_model_ready(MODEL, "1")
-        assert not client.is_model_ready(MODEL, "2")
-        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
-        metadata = client.get_model_metadata(MODEL)
-        assert metadata["versions"] == ["1"]
-        assert metadata["platform"]
-        assert [tensor["name"] for tensor in metadata["inputs"]] == ["image", "prompt"]
-        assert client.get_model_config(MODEL, "1")["max_batch_size"] == 0
-        index = client.get_model_repository_index()
-        assert index == [{"name": MODEL, "version": "1", "state": "READY"}]
-        stats = client.get_inference_statistics(MODEL)["model_stats"][0]
-        assert client.get_inference_statistics()["model_stats"][0]["name"] == MODEL
-        assert stats["inference_stats"]["success"]["count"] >= 0
-
-
-@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
-@pytest.mark.parametrize("binary_out", [True, False])
-def test_tritonclient_sends_raw_bytes(
-    server: RunningServer, sample_image: bytes, compression: str | None, binary_out: bool
-) -> None:
-    outputs = [
-        triton.InferRequestedOutput(name, binary_data=binary_out)
-        for name in ("completion_tokens", "text")
-    ]
-    with triton.InferenceServerClient(server.http_address) as client:
-        result = client.infer(
-            MODEL,
-            triton_inputs(sample_image),
-            request_id="77",
-            outputs=outputs,
-            request_compression_algorithm=compression,
-        )
-    response = result.get_response()
-    assert response["id"] == "77"
-    assert [output["name"] for output in response["outputs"]] == ["completion_tokens", "text"]
-    assert result.as_numpy("completion_tokens").dtype == np.int32
-    assert len(texts(result)[0]) > 10
-
-
-def test_tritonclient_sends_a_batch(server: RunningServer, sample_image: bytes) -> None:
-    with triton.InferenceServerClient(server.http_address) as client:
-        result = client.infer(MODEL, triton_inputs(sample_image, 3), parameters={"max_tokens": 5})
-    assert result.as_numpy("text").shape == (3,)
-    assert len(set(texts(result))) == 1
-    assert result.as_numpy("completion_tokens").tolist() == [5, 5, 5]
-    assert [item.decode() for item in result.as_numpy("finish_reason")] == ["length"] * 3
-
-
-def test_tritonclient_reads_our_refusals(server: RunningServer, sample_image: bytes) -> None:
-    with triton.InferenceServerClient(server.http_address) as client:
-        with pytest.raises(InferenceServerException, match="'nope' is not served here"):
-            client.infer("nope", triton_inputs(sample_image))
-        with pytest.raises(InferenceServerException, match="version '9'"):
-            client.infer(MODEL, triton_inputs(sample_image), model_version="9")
-        for refused in (
-            lambda: client.load_model(MODEL),
-            lambda: client.unload_model(MODEL),
-            client.get_system_shared_memory_status,
-            client.get_cuda_shared_memory_status,
-            client.get_trace_settings,
-            client.get_log_settings,
-        ):
-            with pytest.raises(InferenceServerException, match="unsupported: "):
-                refused()
-
-
-async def test_tritonclients_asyncio_client(server: RunningServer, sample_image: bytes) -> None:
-    async with triton_aio.InferenceServerClient(server.http_address) as client:
-        assert await client.is_server_ready()
-        result = await client.infer(MODEL, triton_inputs(sample_image))
-    assert len(texts(result)[0]) > 10
-
-
-async def test_kserves_own_client(server: RunningServer, sample_image: bytes) -> None:
-    client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=60))
-    assert await client.is_server_live(server.http_url)
-    assert await client.is_server_ready(server.http_url)
-    assert await client.is_model_ready(server.http_url, MODEL)
-    data = [base64.b64encode(sample_image).decode()]
-    picture = InferInput("image", [1], "BYTES", data, {"content_type": "base64"})
-    request = InferRequest(MODEL, [picture], request_id="k")
-    response = await client.infer(server.http_url, request, model_name=MODEL)
-    assert response.id == "k"
-    assert len(response.get_output_by_name("text").data[0]) > 10
-    await client.close()
-
-
-# Raw requests
 
 
 def test_health(client: httpx.Client) -> None:
