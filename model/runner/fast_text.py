@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from model.runner.kernels import rotation_of
-from model.runner.packed import can_pack, make_linear
+from model.runner.native.layers import NativeLayers
+from model.runner.packed import can_pack, make_gated, make_linear
 from model.runner.quantize import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
     from model.engine.batch import ScheduledSequence
-    from model.runner.kernels import Metadata, TextGeometry, TextKernels
+    from model.runner.kernels import Metadata, Rotation, TextGeometry, TextKernels
     from model.runner.kv_cache import KVCache
     from model.runner.qwen3_vl import TextInputs
 
@@ -33,8 +34,8 @@ AnyLinear: TypeAlias = nn.Linear | QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """One decoder layer.
+class DecoderLayer:
+    """One decoder layer's parts.
 
     input_norm, post_norm: [hidden_size]; qk_norm: [num_heads + num_kv_heads, head_dim], the weights
     of both norms, row by row of what they are multiplied with
@@ -45,7 +46,7 @@ class _Layer:
     qk_norm: Tensor
     out: Callable[[Tensor], Tensor]
     post_norm: Tensor
-    gate_up: Callable[[Tensor], Tensor]
+    gated: Callable[[Tensor], Tensor]
     down: Callable[[Tensor], Tensor]
 
 
@@ -64,12 +65,13 @@ class FastTextModel:
         self._head = model.lm_head
         weight = model.lm_head.weight
         packs = can_pack(weight.device, weight.dtype)
-        self._layers: list[_Layer] = []
+        self._layers: list[DecoderLayer] = []
         for index, layer in enumerate(language_model.layers):
-            self._layers.append(_take(layer, geometry))
+            self._layers.append(_take(layer, geometry, kernels))
             if packs:
                 # The packed copies are all that is used: let go of the originals layer by layer.
                 language_model.layers[index] = nn.Identity()
+        self._native = NativeLayers.of(self._layers, self._norm, kernels)
 
     def metadata(self, shares: Seq[ScheduledSequence]) -> Metadata:
         """Where a step's tokens lie in the cache."""
@@ -77,39 +79,51 @@ class FastTextModel:
 
     def logits(self, inputs: TextInputs, cache: KVCache) -> Tensor:
         """Run a step; writes the batch's KV. Returns [num_samples, vocab_size] float32."""
-        kernels = self._kernels
         hidden: Tensor = self._embed(inputs.token_ids)
         images = inputs.images
         if images is not None:
             hidden.index_copy_(0, images.rows, images.tokens)
         rotation = rotation_of(inputs.positions, self._geometry, hidden.dtype)
-        normal = kernels.rms_norm(hidden, self._layers[0].input_norm)
         last = len(self._layers) - 1
         # Of the last layer only the rows that choose a token are read, unless DeepStack reaches it.
         trims = images is None or len(images.deepstack) <= last
+        if self._native is not None:
+            normal = self._native(hidden, rotation, inputs, cache, trims=trims)
+        else:
+            normal = self._run(hidden, rotation, inputs, cache, trims=trims)
+        if not trims:
+            normal = normal.index_select(0, inputs.sample_rows)
+        logits: Tensor = self._head(normal)
+        return logits.to(torch.float32)
+
+    def _run(
+        self, hidden: Tensor, rotation: Rotation, inputs: TextInputs, cache: KVCache, *, trims: bool
+    ) -> Tensor:
+        """The layers and the norm after them; of sampled rows alone where `trims`."""
+        kernels, images = self._kernels, inputs.images
+        normal = kernels.rms_norm(hidden, self._layers[0].input_norm)
+        last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             attended = kernels.attention(
                 index, layer.qkv(normal), layer.qk_norm, rotation, cache, inputs.attention
             )
             if index == last and trims:
                 if len(inputs.sample_rows) == 0:
-                    return hidden.new_empty((0, self._head.out_features), dtype=torch.float32)
+                    return hidden[:0]
                 hidden = hidden.index_select(0, inputs.sample_rows)
                 attended = attended.index_select(0, inputs.sample_rows)
             normal = kernels.add_rms_norm(hidden, layer.out(attended), layer.post_norm)
-            update = layer.down(kernels.silu_mul(layer.gate_up(normal)))
+            update = layer.down(layer.gated(normal))
             if images is not None and index < len(images.deepstack):
                 update.index_add_(0, images.rows, images.deepstack[index])
             if index < last:
                 normal = kernels.add_rms_norm(hidden, update, self._layers[index + 1].input_norm)
-        normal = kernels.add_rms_norm(hidden, update, self._norm)
-        if not trims:
-            normal = normal.index_select(0, inputs.sample_rows)
-        logits: Tensor = self._head(normal)
-        return logits.to(torch.float32)
+        return kernels.add_rms_norm(hidden, update, self._norm)
 
 
-def _take(layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry) -> _Layer:
+def _take(
+    layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry, kernels: TextKernels
+) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     qk_norm = torch.cat(
         [
@@ -117,13 +131,13 @@ def _take(layer: Qwen3VLTextDecoderLayer, geometry: TextGeometry) -> _Layer:
             attention.k_norm.weight.expand(geometry.num_kv_heads, -1),
         ]
     )
-    return _Layer(
+    return DecoderLayer(
         input_norm=layer.input_layernorm.weight,
         qkv=make_linear(fuse([attention.q_proj, attention.k_proj, attention.v_proj])),
         qk_norm=qk_norm,
         out=make_linear(attention.o_proj),
         post_norm=layer.post_attention_layernorm.weight,
-        gate_up=make_linear(fuse([mlp.gate_proj, mlp.up_proj])),
+        gated=make_gated(fuse([mlp.gate_proj, mlp.up_proj]), kernels.silu_mul),
         down=make_linear(mlp.down_proj),
     )
 

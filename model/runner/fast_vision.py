@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm, scaled_dot_product_attention
 
 from model.runner.kernels import Rotation, rotate
+from model.runner.native import compiled
+from model.runner.native.wide import Spans, WideAttention
 from model.runner.packed import Activation, make_linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
     from transformers import PreTrainedModel
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 # (height, width) of a picture in patches.
 Grid: TypeAlias = tuple[int, int]
+# From [num_patches, 3 * num_heads * head_dim] and num_heads to [num_patches, num_heads * head_dim].
+_Attention: TypeAlias = "Callable[[Tensor, int], Tensor]"
 
 
 class FastVisionTower:
@@ -45,6 +50,9 @@ class FastVisionTower:
         table = tower.pos_embed.weight.detach().to(torch.float32)
         self._position_table = table.view(1, side, side, -1).permute(0, 3, 1, 2)
         self._inverse_frequencies = tower.rotary_pos_emb.inv_freq.to(torch.float32)
+        weight = tower.patch_embed.proj.weight
+        wide = weight.device.type == "cpu" and compiled.usable(weight.dtype)
+        self._wide = WideAttention(weight.dtype) if wide else None
         taps = [*config.deepstack_visual_indexes, config.depth - 1]
         mergers = [*tower.deepstack_merger_list, tower.merger]
         self._blocks: list[_Block] = []
@@ -66,10 +74,10 @@ class FastVisionTower:
         positions = self._positions(grids, patches.device)
         hidden = self._patch_embed(patches, plus=positions.embedding.to(patches.dtype))
         rotation = Rotation(positions.cos.to(patches.dtype), positions.sin.to(patches.dtype))
-        spans = _spans(grids)
+        attend = _attention(rotation, grids, self._wide)
         outputs: list[Tensor] = []
         for index, block in enumerate(self._blocks):
-            hidden = block.run(hidden, rotation, spans)
+            hidden = block.run(hidden, attend)
             outputs += [merger.run(hidden) for merger in self._mergers.get(index, [])]
         return [outputs[-1], *outputs[:-1]]
 
@@ -174,16 +182,30 @@ class _Block:
             down=make_linear(block.mlp.linear_fc2),
         )
 
-    def run(self, hidden: Tensor, rotation: Rotation, spans: Seq[_Span]) -> Tensor:
+    def run(self, hidden: Tensor, attend: _Attention) -> Tensor:
         """hidden: [num_patches, hidden_size]; each picture attends to itself alone."""
-        qkv = self.qkv(self.attention_norm(hidden)).view(len(hidden), 3 * self.num_heads, -1)
-        turned = rotate(qkv[:, : 2 * self.num_heads], rotation)
-        query, key = turned.chunk(2, dim=1)
-        value = qkv[:, 2 * self.num_heads :]
-        attended = [_attend(query, key, value, span) for span in spans]
-        joined = attended[0] if len(attended) == 1 else torch.cat(attended)
-        hidden = self.out(joined, plus=hidden)
+        attended = attend(self.qkv(self.attention_norm(hidden)), self.num_heads)
+        hidden = self.out(attended, plus=hidden)
         return self.down(self.up(self.mlp_norm(hidden)), plus=hidden)
+
+
+def _attention(rotation: Rotation, grids: Seq[Grid], wide: WideAttention | None) -> _Attention:
+    """Attention over these pictures, the same in every block."""
+    if wide is not None:
+        own_rows = Spans.of_themselves([height * width for height, width in grids])
+        return lambda qkv, num_heads: wide.over_pictures(
+            qkv, rotation.cos, rotation.sin, num_heads, own_rows
+        )
+    spans = _spans(grids)
+
+    def attend(qkv: Tensor, num_heads: int) -> Tensor:
+        heads = qkv.view(len(qkv), 3 * num_heads, -1)
+        query, key = rotate(heads[:, : 2 * num_heads], rotation).chunk(2, dim=1)
+        value = heads[:, 2 * num_heads :]
+        attended = [_attend(query, key, value, span) for span in spans]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    return attend
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span) -> Tensor:

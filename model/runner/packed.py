@@ -1,19 +1,25 @@
-"""Linear layers with their weights laid out for oneDNN on a CPU.
+"""Linear layers with their weights laid out for a CPU.
 
 Torch hands an unpacked float32 product to a library that is at its best for hundreds of rows; a
 decode step has few. What follows a product elementwise is computed while its result is in cache.
-The operators are those that torch.compile emits for frozen weights; where a build of torch lacks
-them, layers stay as they are.
+Our own kernels where the processor has the vectors for them, else oneDNN's by the operators that
+torch.compile emits for frozen weights; where a build of torch lacks those, layers stay as they are.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import gelu
+
+from model.runner.native import compiled
+from model.runner.native.wide import WideActivation, WideLinear, can_widen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # The layout is chosen for this many rows: measured best from 4 to 256, no worse beyond.
 PACKED_ROWS = 64
@@ -23,7 +29,6 @@ class Activation(Enum):
     """What is applied to a product, by oneDNN's name and variant."""
 
     NONE = ("none", "")
-    SILU = ("swish", "")
     GELU = ("gelu", "none")
     GELU_TANH = ("gelu", "tanh")
 
@@ -78,8 +83,6 @@ class PlainLinear(nn.Module):
         """See Linear."""
         product: Tensor = self.layer(rows)
         match self._activation:
-            case Activation.SILU:
-                product = silu(product)
             case Activation.GELU:
                 product = gelu(product)
             case Activation.GELU_TANH:
@@ -94,9 +97,41 @@ class PlainLinear(nn.Module):
 def make_linear(layer: nn.Module, activation: Activation = Activation.NONE) -> Linear:
     """Packed where that exists for the weight's device and number format."""
     # Quantized layers are another class, and have a form of their own.
-    if isinstance(layer, nn.Linear) and can_pack(layer.weight.device, layer.weight.dtype):
+    if not isinstance(layer, nn.Linear):
+        return PlainLinear(layer, activation)
+    if widens(layer):
+        match activation:
+            case Activation.NONE:
+                return WideLinear(layer)
+            case Activation.GELU_TANH:
+                return WideLinear(layer, WideActivation.GELU_TANH)
+            case Activation.GELU:
+                # The exact form needs an error function: torch's, in a pass of its own.
+                return PlainLinear(WideLinear(layer), activation)
+    if can_pack(layer.weight.device, layer.weight.dtype):
         return PackedLinear(layer, activation)
     return PlainLinear(layer, activation)
+
+
+def make_gated(
+    layer: nn.Module, silu_mul: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """silu of the first half of the outputs times the second half, by `silu_mul` where the product
+    cannot do it.
+    """
+    if isinstance(layer, nn.Linear) and widens(layer):
+        return WideLinear(layer, WideActivation.SWIGLU)
+    linear = make_linear(layer)
+    return lambda rows: silu_mul(linear(rows))
+
+
+def widens(layer: nn.Linear) -> bool:
+    """Whether our own kernels take it: the fastest where they are usable."""
+    return (
+        layer.weight.device.type == "cpu"
+        and compiled.usable(layer.weight.dtype)
+        and can_widen(layer)
+    )
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

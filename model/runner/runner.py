@@ -21,7 +21,7 @@ from model.runner.fast_text import FastTextModel
 from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry, TorchKernels
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
-from model.runner.native import NativeKernels, load_library
+from model.runner.native import NativeKernels, supports
 from model.runner.placement import Placement
 from model.runner.positions import PromptPositions, prompt_positions
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
@@ -324,8 +324,8 @@ def _text_model(
         return TextModel(model, settings.block_size)
     geometry, device = TextGeometry.of(model), placement.first
     kernels: TextKernels
-    if device.type == "cpu" and (library := load_library(geometry, shape.dtype)) is not None:
-        kernels = NativeKernels(geometry, settings.block_size, shape.dtype, library)
+    if device.type == "cpu" and supports(geometry, shape.dtype):
+        kernels = NativeKernels(geometry, settings.block_size, shape.dtype)
     else:
         kernels = TorchKernels(geometry, settings.block_size, device, shape.dtype)
     return FastTextModel(model, geometry, kernels)

@@ -14,6 +14,7 @@ from model.engine.sequence import Sequence
 from model.runner.fast_text import FastTextModel, fuse
 from model.runner.kernels import Rotation, rms_norm, rotate
 from model.runner.load import load_runner
+from model.runner.native import compiled
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.checkpoints import Shape, make_checkpoint
 from tests.unit.runner_driver import Driver, Part, make_request
@@ -30,21 +31,38 @@ PROMPTS: list[list[Part]] = [[9], [3, (2, 3), 7], [20, (5, 2), (1, 3), 2]]
 
 @pytest.fixture(
     scope="module",
-    params=[Shape(tied=True, num_layers=5), Shape(tied=False, num_layers=5), Shape(num_layers=3)],
-    ids=["tied", "untied", "DeepStack in every layer"],
+    params=[
+        Shape(tied=True, num_layers=5),
+        Shape(tied=False, num_layers=5),
+        Shape(num_layers=3),
+        Shape(num_layers=4, head_dim=64, mrope_section=(12, 10, 10)),
+    ],
+    ids=["tied", "untied", "DeepStack in every layer", "heads of 64"],
 )
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
 
 
+@pytest.fixture(params=["wide", "narrow"], autouse=True)
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the processor's 512-bit vectors, where it has them, and as one without."""
+    if request.param == "narrow":
+        monkeypatch.setattr(compiled, "usable", lambda dtype: False)
+    elif not compiled.usable(torch.float32):
+        pytest.skip("this processor has no kernels for 512-bit vectors")
+    return str(request.param)
+
+
 def runner_of(folder: Path, dtype: Dtype, *, reference: bool) -> TorchRunner:
-    engine = EngineSettings(kv_cache_bytes=1 << 20, reference=reference)
+    engine = EngineSettings(kv_cache_bytes=4 << 20, reference=reference)
     settings = Settings(model=ModelSettings(device="cpu", dtype=dtype), engine=engine)
     return load_runner(settings, read_checkpoint(folder))
 
 
-def test_the_fast_path_is_what_serves(folder: Path) -> None:
-    assert isinstance(runner_of(folder, Dtype.FLOAT32, reference=False)._text, FastTextModel)
+def test_the_fast_path_is_what_serves(folder: Path, vectors: str) -> None:
+    text = runner_of(folder, Dtype.FLOAT32, reference=False)._text
+    assert isinstance(text, FastTextModel)
+    assert (text._native is not None) == (vectors == "wide")
 
 
 def logits_of(folder: Path, dtype: Dtype, *, reference: bool) -> torch.Tensor:

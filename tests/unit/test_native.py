@@ -10,10 +10,9 @@ import torch
 from model.engine.batch import ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, SamplingParams
-from model.runner import native
 from model.runner.kernels import TextGeometry, TorchKernels, rotation_of
 from model.runner.kv_cache import KVCache, KVShape
-from model.runner.native import NativeKernels, load_library
+from model.runner.native import NativeKernels, compiled, supports
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, NUM_BLOCKS = 16, 300
@@ -34,10 +33,9 @@ def geometry_of(num_heads: int, num_kv_heads: int, head_dim: int) -> TextGeometr
 
 
 def kernels_of(geometry: TextGeometry, dtype: torch.dtype) -> NativeKernels:
-    library = load_library(geometry, dtype)
-    if library is None:
+    if not supports(geometry, dtype):
         pytest.skip("the kernels were not compiled: no C compiler")
-    return NativeKernels(geometry, BLOCK_SIZE, dtype, library)
+    return NativeKernels(geometry, BLOCK_SIZE, dtype)
 
 
 def shares_of(spans: list[tuple[int, int]]) -> list[ScheduledSequence]:
@@ -137,12 +135,12 @@ def test_silu_of_any_number_is_torchs() -> None:
 def test_models_beyond_the_kernels_bounds_go_without(
     change: dict[str, int], dtype: torch.dtype
 ) -> None:
-    assert load_library(replace(geometry_of(4, 4, 16), **change), dtype) is None
+    assert not supports(replace(geometry_of(4, 4, 16), **change), dtype)
 
 
 def test_a_missing_library_is_told_and_torch_serves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(native, "LIBRARY", native.LIBRARY.with_name("absent.so"))
-    assert load_library(geometry_of(4, 4, 16), torch.float32) is None
+    monkeypatch.setattr(compiled, "LIBRARY", compiled.LIBRARY.with_name("absent.so"))
+    assert not supports(geometry_of(4, 4, 16), torch.float32)
     assert "no compiled kernels, so decoding is slower" in caplog.text

@@ -5,11 +5,7 @@ Built when the package is installed, where a C compiler is; without it TorchKern
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,60 +14,30 @@ from torch import Tensor
 
 from model.runner.attention import attend_prefill, context_slots, prefill_span
 from model.runner.kernels import TextKernels
+from model.runner.native import compiled
+from model.runner.native.wide import DECODE_HEAD_DIMS, Spans, WideAttention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
+
+    from numpy.typing import NDArray
 
     from model.engine.batch import ScheduledSequence
     from model.runner.attention import PrefillSpan
     from model.runner.kernels import Rotation, TextGeometry
     from model.runner.kv_cache import KVCache
 
-logger = logging.getLogger(__name__)
-
-LIBRARY = Path(__file__).parent / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 # The C code's own bounds.
 MAX_GROUP = 32
 MAX_HEAD_DIM = 256
 
-POINTER, INTEGER, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-SIGNATURES = {
-    "rms_norm": [POINTER] * 4 + [INTEGER] * 2 + [FLOAT],
-    "turn_and_store": [POINTER] * 7 + [INTEGER] * 4 + [FLOAT],
-    "attend_decode": [POINTER] * 7 + [INTEGER] * 6 + [FLOAT],
-    "silu_mul": [POINTER] * 2 + [INTEGER] * 2,
-}
 
-
-def load_library(geometry: TextGeometry, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they are missing or not for such a model."""
+def supports(geometry: TextGeometry, dtype: torch.dtype) -> bool:
+    """Whether the compiled kernels are there, and for such a model."""
     group = geometry.num_heads // geometry.num_kv_heads
-    if dtype not in SUFFIXES or group > MAX_GROUP or geometry.head_dim > MAX_HEAD_DIM:
-        return None
-    try:
-        # The kernels use the threads that torch has: two pools would fight for the cores.
-        for path in _openmp_libraries():
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as e:
-        logger.warning("no compiled kernels, so decoding is slower: %s", e)
-        return None
-    for name, signature in SIGNATURES.items():
-        for suffix in SUFFIXES.values():
-            function = getattr(library, f"{name}_{suffix}")
-            function.argtypes, function.restype = signature, None
-    return library
-
-
-def _openmp_libraries() -> list[Path]:
-    """Torch's own OpenMP, as its wheels bring it."""
-    torch_dir = Path(torch.__file__).parent
-    return [
-        path
-        for folder in (torch_dir / "lib", torch_dir.parent / "torch.libs")
-        for path in folder.glob("libgomp*")
-    ]
+    if dtype not in compiled.SUFFIXES or group > MAX_GROUP or geometry.head_dim > MAX_HEAD_DIM:
+        return False
+    return compiled.load(compiled.LIBRARY) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +46,7 @@ class NativeMetadata:
 
     slots: [num_tokens] int64; decode_rows, contexts: [num_decodes] int64, rows of the batch and
     tokens in their contexts; tables: [num_decodes, table_size] int32
+    prefill_spans, or wide_spans where the processor has kernels for them: the chunks of prompts
     """
 
     slots: Tensor
@@ -87,56 +54,66 @@ class NativeMetadata:
     contexts: Tensor
     tables: Tensor
     prefill_spans: tuple[PrefillSpan, ...]
+    wide_spans: Spans | None
 
 
 class NativeKernels(TextKernels):
     """TextKernels over the compiled library."""
 
-    def __init__(
-        self,
-        geometry: TextGeometry,
-        block_size: int,
-        dtype: torch.dtype,
-        library: ctypes.CDLL,
-    ) -> None:
-        self._geometry = geometry
-        self._block_size = block_size
+    def __init__(self, geometry: TextGeometry, block_size: int, dtype: torch.dtype) -> None:
+        self.geometry = geometry
+        self.block_size = block_size
         self._dtype = dtype
-        suffix = SUFFIXES[dtype]
-        self._rms_norm = getattr(library, f"rms_norm_{suffix}")
-        self._turn_and_store = getattr(library, f"turn_and_store_{suffix}")
-        self._attend_decode = getattr(library, f"attend_decode_{suffix}")
-        self._silu_mul = getattr(library, f"silu_mul_{suffix}")
+        self._rms_norm = compiled.function("rms_norm", dtype)
+        self._turn_and_store = compiled.function("turn_and_store", dtype)
+        self._attend_decode = compiled.function("attend_decode", dtype)
+        self._silu_mul = compiled.function("silu_mul", dtype)
+        self._wide = WideAttention(dtype) if compiled.usable(dtype) else None
+        self._decodes_wide = self._wide is not None and geometry.head_dim in DECODE_HEAD_DIMS
 
     def metadata(self, shares: Seq[ScheduledSequence]) -> NativeMetadata:
         """See TextKernels."""
-        slots, spans = [], []
+        slots = []
+        chunks: list[tuple[int, ScheduledSequence, NDArray[np.int64]]] = []
         decodes: list[tuple[int, int, list[int]]] = []
         row = 0
         for share in shares:
             table = share.sequence.block_table
             if share.num_tokens == 1:
                 last = share.end - 1
-                block = table[last // self._block_size]
-                slots.append(np.array([block * self._block_size + last % self._block_size]))
+                block = table[last // self.block_size]
+                slots.append(np.array([block * self.block_size + last % self.block_size]))
                 decodes.append((row, share.end, table))
             else:
-                context = context_slots(table, share.end, self._block_size)
+                context = context_slots(table, share.end, self.block_size)
                 slots.append(context[share.start :])
-                spans.append(
-                    prefill_span(row, share.start, context, torch.device("cpu"), self._dtype)
-                )
+                chunks.append((row, share, context))
             row += share.num_tokens
         return NativeMetadata(
             slots=torch.from_numpy(np.concatenate(slots)),
             decode_rows=torch.tensor([row for row, _, _ in decodes], dtype=torch.int64),
             contexts=torch.tensor([end for _, end, _ in decodes], dtype=torch.int64),
             tables=self._tables(decodes),
-            prefill_spans=tuple(spans),
+            prefill_spans=() if self._wide else self._prefill_spans(chunks),
+            wide_spans=self._wide_spans(chunks) if self._wide and chunks else None,
+        )
+
+    def _prefill_spans(
+        self, chunks: Seq[tuple[int, ScheduledSequence, NDArray[np.int64]]]
+    ) -> tuple[PrefillSpan, ...]:
+        return tuple(
+            prefill_span(row, share.start, context, torch.device("cpu"), self._dtype)
+            for row, share, context in chunks
+        )
+
+    def _wide_spans(self, chunks: Seq[tuple[int, ScheduledSequence, NDArray[np.int64]]]) -> Spans:
+        return Spans.of_pages(
+            [(row, share.start, share.end, share.sequence.block_table) for row, share, _ in chunks],
+            self.block_size,
         )
 
     def _tables(self, decodes: Seq[tuple[int, int, list[int]]]) -> Tensor:
-        sizes = [-(-end // self._block_size) for _, end, _ in decodes]
+        sizes = [-(-end // self.block_size) for _, end, _ in decodes]
         tables = np.zeros((len(decodes), max(sizes, default=0)), dtype=np.int32)
         for i, ((_, _, table), size) in enumerate(zip(decodes, sizes, strict=True)):
             tables[i, :size] = table[:size]
@@ -161,7 +138,7 @@ class NativeKernels(TextKernels):
             weight.data_ptr(),
             num_rows,
             size,
-            self._geometry.eps,
+            self.geometry.eps,
         )
         return out
 
@@ -175,7 +152,7 @@ class NativeKernels(TextKernels):
         metadata: NativeMetadata,
     ) -> Tensor:
         """See TextKernels."""
-        geometry = self._geometry
+        geometry = self.geometry
         heads = (geometry.num_heads, geometry.num_kv_heads, geometry.head_dim)
         num_tokens = len(qkv)
         assert qkv.is_contiguous(), "it is changed in place"
@@ -194,7 +171,7 @@ class NativeKernels(TextKernels):
         )
         out = qkv.new_empty((num_tokens, geometry.num_heads * geometry.head_dim))
         if num_decodes := len(metadata.decode_rows):
-            self._attend_decode(
+            arguments = (
                 out.data_ptr(),
                 qkv.data_ptr(),
                 keys,
@@ -204,13 +181,26 @@ class NativeKernels(TextKernels):
                 metadata.contexts.data_ptr(),
                 num_decodes,
                 metadata.tables.shape[1],
-                self._block_size,
+                self.block_size,
                 *heads,
                 geometry.scaling,
             )
+            if self._decodes_wide:
+                assert self._wide is not None, "its kernel"
+                self._wide.decode(*arguments, self.heads_of_task(num_decodes))
+            else:
+                self._attend_decode(*arguments)
+        if metadata.wide_spans is not None:
+            assert self._wide is not None, "it made the metadata"
+            self._wide.over_pages(out, qkv, cache, layer, metadata.wide_spans, geometry)
         if metadata.prefill_spans:
             self._prefill(layer, qkv, out, cache, metadata.prefill_spans)
         return out
+
+    def heads_of_task(self, num_decodes: int) -> int:
+        """Key heads that one task of decoding takes: all, unless threads would have nothing."""
+        parts = -(-2 * torch.get_num_threads() // num_decodes)
+        return max(1, self.geometry.num_kv_heads // parts)
 
     def _prefill(
         self,
@@ -221,7 +211,7 @@ class NativeKernels(TextKernels):
         spans: tuple[PrefillSpan, ...],
     ) -> None:
         """Attend the chunks; their keys and values lie in qkv, and in the cache already."""
-        geometry = self._geometry
+        geometry = self.geometry
         parts = [geometry.num_heads, geometry.num_kv_heads, geometry.num_kv_heads]
         heads = qkv.view(len(qkv), sum(parts), geometry.head_dim)
         query, key, value = torch.split(heads, parts, dim=1)

@@ -6,8 +6,8 @@
  */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
+
+#include "elements.h"
 
 /* The compiler's own vectors, as wide as the processor that runs this has them. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
@@ -15,28 +15,12 @@
 #else
 #define KERNEL
 #endif
-#define INLINE static inline __attribute__((always_inline))
 
 /* Tokens whose scores are held at once, and query heads that share a key head. */
 #define TILE 32
 #define CACHE_LINE 64
 #define MAX_GROUP 32
 #define MAX_HEAD_DIM 256
-
-INLINE float bf16_to_float(uint16_t value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float result;
-    memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-INLINE uint16_t float_to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    /* Round to nearest, ties to even; NaN stays NaN. */
-    if (value != value) return (uint16_t)((bits >> 16) | 0x40);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 /* exp for x <= 0, to two units in the last place; vectorises, unlike libm's. */
 INLINE float exp_negative(float x) {
