@@ -117,6 +117,30 @@ def test_a_call_is_streamed_in_pieces(openai_client: openai.OpenAI, sample_image
     assert chunks[-1].finish_reason == "tool_calls"
 
 
+def test_a_model_that_may_call_may_also_speak(
+    openai_client: openai.OpenAI, sample_image: bytes
+) -> None:
+    def ask(tool: dict[str, Any], **more: Any) -> str:
+        answer = openai_client.chat.completions.create(
+            model=MODEL, messages=about(sample_image), tools=[tool], **more
+        )
+        assert answer.choices[0].finish_reason == "stop"
+        return text_of(answer)
+
+    strict = {"type": "function", "function": {**PAINT["function"], "strict": True}}
+    # It was never trained to call: what the grammar of a strict function allows, it says.
+    assert ask(strict) == ask(PAINT)
+    schema = {"name": "shape", "schema": Shape.model_json_schema(), "strict": True}
+    answer = openai_client.chat.completions.create(
+        model=MODEL,
+        messages=about(sample_image),
+        tools=[PAINT],
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    message = answer.choices[0].message
+    assert message.tool_calls or Shape.model_validate_json(text_of(answer))
+
+
 def test_the_sdk_parses_strict_tools(openai_client: openai.OpenAI, sample_image: bytes) -> None:
     tool = openai.pydantic_function_tool(Shape, name="shape")
     answer = openai_client.chat.completions.parse(
