@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from starlette.responses import Response
 
 from model.errors import NotReady
 from model.request import FinishReason
+from model.serving.generation import TextDelta
 from model.serving.openai_errors import error_event
 from model.serving.sse import COMMENT, SSE_TYPE, StreamFormat, data_event
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from collections.abc import Sequence as Seq
 
-    from model.serving.generation import Completion, Generation, TextDelta
+    from model.serving.generation import Completion, Generation
 
 NULL: Final = b"null"
 
@@ -130,7 +132,7 @@ class ChunkFrame:
         self._before = b"data: %b" % fields + b',"choices":[{"index":%d,' % index
         self._usage = usage
 
-    def chunk(self, said: bytes, logprobs: bytes = NULL, reason: bytes = NULL) -> bytes:
+    def chunk(self, said: bytes, logprobs: bytes = NULL, reason: str | None = None) -> bytes:
         """One event; said: the choice's own member, as `"text":"…"`."""
         return b"".join(
             (
@@ -139,7 +141,7 @@ class ChunkFrame:
                 b',"logprobs":',
                 logprobs,
                 b',"finish_reason":',
-                reason,
+                NULL if reason is None else b'"%b"' % reason.encode(),
                 b"}]",
                 self._usage.member(),
                 b"}\n\n",
@@ -150,6 +152,16 @@ class ChunkFrame:
 def usage_chunk(head: Head, kind: str, usage: StreamUsage) -> bytes:
     """The last chunk, where usage was asked for."""
     return data_event({**head.fields(kind), "choices": [], "usage": usage.usage()})
+
+
+def whole_delta(completion: Completion) -> TextDelta:
+    """A whole answer as the one delta that says it all."""
+    return TextDelta(
+        completion.text,
+        completion.completion_tokens,
+        completion.finish_reason,
+        completion.logprobs,
+    )
 
 
 def reason_of(delta: TextDelta) -> str | None:
@@ -174,8 +186,9 @@ async def interleaved(
             async for delta in generations[0]:
                 yield [(0, delta)]
             return
-        async for deltas in _merged(generations):
-            yield deltas
+        async with aclosing(_merged(generations)) as merged:
+            async for deltas in merged:
+                yield deltas
     finally:
         for generation in generations:
             generation.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
 from model.request import FinishReason
-from model.serving.generation import TextDelta
 from model.serving.images import most_pixels
 from model.serving.openai_answer import (
     NULL,
@@ -20,6 +20,7 @@ from model.serving.openai_answer import (
     interleaved,
     reason_of,
     usage_chunk,
+    whole_delta,
 )
 from model.serving.openai_fields import (
     CHAT_FIELDS,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from model.request import GenerateRequest
     from model.serving.detokenizer import TokenBytes
-    from model.serving.generation import Pipeline
+    from model.serving.generation import Pipeline, TextDelta
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.tool_calls import Piece
 
@@ -119,13 +120,8 @@ class Chat:
         choices = []
         for index, completion in enumerate(completions):
             tally.completion_tokens += completion.completion_tokens
-            delta = TextDelta(
-                completion.text,
-                completion.completion_tokens,
-                completion.finish_reason,
-                completion.logprobs,
-            )
-            said = self._choice(pipeline.encoder.token_bytes).read(delta)
+            choice = self._choice(pipeline.encoder.token_bytes)
+            said = choice.read(whole_delta(completion))
             choices.append(
                 {
                     "index": index,
@@ -148,13 +144,14 @@ class Chat:
             _Writer(self, ChunkFrame(self.head, CHUNK_KIND, index, usage), token_bytes)
             for index in range(self.fields.n)
         ]
-        async for deltas in interleaved(generations):
-            chunks = []
-            for index, delta in deltas:
-                usage.count(index, delta.num_completion_tokens)
-                chunks += writers[index].write(delta)
-            if chunks:
-                yield b"".join(chunks)
+        async with aclosing(interleaved(generations)) as steps:
+            async for deltas in steps:
+                chunks = []
+                for index, delta in deltas:
+                    usage.count(index, delta.num_completion_tokens)
+                    chunks += writers[index].write(delta)
+                if chunks:
+                    yield b"".join(chunks)
         if options.usage:
             yield usage_chunk(self.head, CHUNK_KIND, usage)
 
@@ -195,8 +192,7 @@ class _Writer:
             for piece in said.pieces
         ]
         if said.reason is not None:
-            reason = b'"%b"' % said.reason.encode()
-            chunks.append(self._frame.chunk(b'"delta":{}', self._logprobs(), reason))
+            chunks.append(self._frame.chunk(b'"delta":{}', self._logprobs(), said.reason))
         return chunks
 
     def _logprobs(self) -> bytes:

@@ -6,16 +6,15 @@ has 16, as OpenAI's has.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from model.errors import InvalidRequest
-from model.serving.generation import TextDelta
 from model.serving.json_body import kind
 from model.serving.openai_answer import (
-    NULL,
     ChunkFrame,
     Head,
     StreamUsage,
@@ -23,6 +22,7 @@ from model.serving.openai_answer import (
     interleaved,
     reason_of,
     usage_chunk,
+    whole_delta,
 )
 from model.serving.openai_fields import (
     COMPLETION_FIELDS,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from model.request import GenerateRequest
     from model.serving.detokenizer import TokenBytes
-    from model.serving.generation import Completion
+    from model.serving.generation import Completion, TextDelta
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.openai_fields import CommonFields
     from model.serving.openai_logprobs import Told
@@ -113,14 +113,7 @@ class Completions:
             made = completions[start : start + self.best_of]
             for completion in made if self.best_of == self.fields.n else _best(made, self.fields.n):
                 choice = _Choice(self.num_top, token_bytes)
-                said = choice.read(
-                    TextDelta(
-                        completion.text,
-                        completion.completion_tokens,
-                        completion.finish_reason,
-                        completion.logprobs,
-                    )
-                )
+                said = choice.read(whole_delta(completion))
                 text = echoes[start // self.best_of] + completion.text
                 choices.append({"index": len(choices), "text": text, **said})
         return {**self.head.fields(KIND), "choices": choices, "usage": tally.usage()}
@@ -142,12 +135,13 @@ class Completions:
             )
             for index in range(len(generations))
         ]
-        async for deltas in interleaved(generations):
-            chunks = []
-            for index, delta in deltas:
-                usage.count(index, delta.num_completion_tokens)
-                chunks.append(writers[index].write(delta))
-            yield b"".join(chunks)
+        async with aclosing(interleaved(generations)) as steps:
+            async for deltas in steps:
+                chunks = []
+                for index, delta in deltas:
+                    usage.count(index, delta.num_completion_tokens)
+                    chunks.append(writers[index].write(delta))
+                yield b"".join(chunks)
         if options.usage:
             yield usage_chunk(self.head, KIND, usage)
 
@@ -181,7 +175,7 @@ class _Choice:
         if self._num_top is None:
             return None
         logprobs = completion_logprobs(told, self._num_top, self._token_bytes, self._offset)
-        self._offset += sum(num_characters(self._token_bytes[one.token_id]) for one in told)
+        self._offset += sum(num_characters(one.token_id, self._token_bytes) for one in told)
         return logprobs
 
 
@@ -197,11 +191,8 @@ class _Writer:
         """The chunk of one delta; the first begins with the prompt, where that is echoed."""
         said = self._choice.read(delta)
         text, self._echo = self._echo + delta.text, ""
-        logprobs, reason = said["logprobs"], said["finish_reason"]
         return self._frame.chunk(
-            b'"text":' + orjson.dumps(text),
-            NULL if logprobs is None else orjson.dumps(logprobs),
-            NULL if reason is None else b'"%b"' % reason.encode(),
+            b'"text":' + orjson.dumps(text), orjson.dumps(said["logprobs"]), said["finish_reason"]
         )
 
 

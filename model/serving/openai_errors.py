@@ -26,7 +26,8 @@ from model.serving.openai_fields import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PREFIXES: Final = ("/v1/", "/openai/v1/")
+PREFIXES: Final = ("/v1", "/openai/v1")
+PATHS: Final = tuple(f"{prefix}/" for prefix in PREFIXES)
 FIELDS: Final = frozenset(
     (*CHAT_FIELDS, *COMPLETION_FIELDS, *REFUSED_FIELDS, *TOKEN_FIELDS, "image")
 )
@@ -60,7 +61,7 @@ CODES_OF_ERRORS: Final = (
 
 def error_body(path: str, text: str, status: int, error: Exception | None) -> dict[str, Any]:
     """An error as the protocol of its path has it; see body.ErrorForm."""
-    if not path.startswith(PREFIXES):
+    if not path.startswith(PATHS):
         return {"error": text}
     body = envelope(text, status, error)
     if path.endswith("/chat/completions") and body["error"]["param"] in ("prompt", "image"):

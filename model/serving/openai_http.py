@@ -19,6 +19,7 @@ from model.serving.json_body import kind, parse_object
 from model.serving.openai_answer import EVENTS, json_response
 from model.serving.openai_chat import Chat
 from model.serving.openai_completions import Completions
+from model.serving.openai_errors import PREFIXES
 from model.serving.openai_fields import ignored_header
 from model.serving.openai_tokens import detokenize, tokenize
 from model.serving.parameters import shown
@@ -38,7 +39,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-PREFIXES: Final = ("/v1", "/openai/v1")
 OWNER: Final = "qwen3-vl-server"
 JSON_TYPES: Final = ("application/json", "")
 MAX_SHOWN_NAME: Final = 128

@@ -91,7 +91,7 @@ def completion_logprobs(
     offsets = []
     for one in told:
         offsets.append(text_offset)
-        text_offset += num_characters(token_bytes[one.token_id])
+        text_offset += num_characters(one.token_id, token_bytes)
     return {
         "text_offset": offsets,
         "token_logprobs": [_finite(one.logprobs.logprob) for one in told],
@@ -130,6 +130,8 @@ def _name(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def num_characters(data: bytes) -> int:
-    """Characters that begin in these bytes."""
-    return sum(byte & 0xC0 != 0x80 for byte in data)
+def num_characters(token_id: int, token_bytes: TokenBytes) -> int:
+    """Characters of the answer that begin in a token; special tokens are not in it."""
+    if token_id in token_bytes.special_ids:
+        return 0
+    return sum(byte & 0xC0 != 0x80 for byte in token_bytes[token_id])

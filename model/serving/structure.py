@@ -142,7 +142,9 @@ def _calls_grammar(calls: ToolCalls) -> str:
         rf'call: {opening} "\n" ({" | ".join(_numbered(calls))}) "\n" {closing}',
     ]
     if calls.with_text:
-        rules.append(r"text: /(.|\n)*/")
+        assert calls.marks is not None, "text and calls are told apart by the marks' tokens"
+        # Any other token, not any text: a model that thinks does it between tokens of its own.
+        rules.append("text: <[^{},{}]>*".format(*calls.marks))
     if calls.instead:
         rules.append(f"instead: {_json_rule(calls.instead.schema)}")
     for rule, (name, arguments) in _numbered(calls).items():

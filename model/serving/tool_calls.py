@@ -69,6 +69,8 @@ class ToolCallParser:
         self._several = several
         self._held = ""
         self._state: Callable[[], Iterator[Piece]] = self._content
+        # Whether nothing but white space came since a call.
+        self._separated = False
         # Of the arguments being read: open brackets, and whether a string is open.
         self._depth = 0
         self._in_string = False
@@ -99,8 +101,9 @@ class ToolCallParser:
 
     def _content(self) -> Iterator[Piece]:
         text, opening, rest = self._held.partition(OPENING)
-        if self.num_calls:
+        if self._separated:
             text = text.lstrip()
+            self._separated = not text
         if opening:
             self._held, self._state = rest, self._head
             yield from _content_of(text.rstrip())
@@ -164,7 +167,7 @@ class ToolCallParser:
 
     def _after_call(self) -> Iterator[Piece]:
         if self._several:
-            self._state = self._content
+            self._state, self._separated = self._content, True
         else:
             self._held = ""
         yield from ()
@@ -177,7 +180,7 @@ class ToolCallParser:
         """A call that is known whole, its members in any order; content where it is none."""
         call = _parsed(body)
         if call is None:
-            self._state = self._content
+            self._state, self._separated = self._content, False
             return [Content(otherwise)]
         name, arguments = call
         self._state = self._after_call

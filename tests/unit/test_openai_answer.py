@@ -85,7 +85,7 @@ def test_a_chunk_is_the_object_that_openai_sends() -> None:
         "model": 'a "model"',
         "choices": [{"index": 2, "text": "a", "logprobs": None, "finish_reason": None}],
     }
-    choice = data_of(frame.chunk(b'"text":""', b'{"a":1}', b'"stop"'))["choices"][0]
+    choice = data_of(frame.chunk(b'"text":""', b'{"a":1}', "stop"))["choices"][0]
     assert (choice["logprobs"], choice["finish_reason"]) == ({"a": 1}, "stop")
 
 

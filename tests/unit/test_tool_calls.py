@@ -53,6 +53,17 @@ TEXTS = [
     pytest.param(f"{ONE}\n{TWO}", ("", [("one", TRICKY), ("two", "{}")]), id="two calls"),
     pytest.param(f"See:\n{TWO}\n", ("See:", [("two", "{}")]), id="text, then a call"),
     pytest.param(f"a {TWO} b {TWO} c", ("abc", [("two", "{}")] * 2), id="text between calls"),
+    pytest.param(f"{TWO}\n It is  noon. \n", ("It is  noon.", [("two", "{}")]), id="words after"),
+    pytest.param(
+        f"{TWO}<tool_call>no</tool_call> {TWO}",
+        ("<tool_call>no</tool_call>", [("two", "{}")] * 2),
+        id="no call after a call",
+    ),
+    pytest.param(
+        f"{TWO}<tool_call>no</tool_call> at all",
+        ("<tool_call>no</tool_call> at all", [("two", "{}")]),
+        id="words after what is no call",
+    ),
     pytest.param("a < b <tool", ("a < b <tool", []), id="half a mark"),
     pytest.param(
         '<tool_call>{"arguments": {"a":1}, "name": "f"}</tool_call>',
@@ -144,7 +155,9 @@ def test_what_the_template_writes_is_read_back(
 
 @given(
     text=st.lists(
-        st.sampled_from(["<tool_call>", "</tool_call>", '{"name": "f", "arguments": ', "{", "}"])
+        st.sampled_from(
+            [" a b ", "<tool_call>", "</tool_call>", '{"name": "f", "arguments": ', "{", "}"]
+        )
         | st.sampled_from(['"', "\\", "\n", " ", "<", "[", "x", ONE, TWO]),
         max_size=12,
     ).map("".join),

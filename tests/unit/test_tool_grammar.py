@@ -89,6 +89,7 @@ def test_required_calls(calls: ToolCalls, text: str, allowed: bool) -> None:
     [
         pytest.param("Text <alone> { with marks", True, id="text alone"),
         pytest.param("", True, id="nothing"),
+        pytest.param("<think>\nHm.\n</think>\n\nYes.", True, id="thinking, then text"),
         pytest.param(GOOD, True, id="a call alone"),
         pytest.param(f"Let me see.\n{GOOD}", True, id="text, then a call"),
         pytest.param(f"{call(city='Rome')}", False, id="a call outside the schema"),
