@@ -221,3 +221,22 @@ def test_logprobs_are_of_the_tokens_of_the_text(
     assert [token.logprob for token in streamed] == pytest.approx(
         [token.logprob for token in tokens], abs=0.05
     )
+
+
+def test_the_sdks_stream_helper_puts_answers_and_calls_together(
+    openai_client: openai.OpenAI, sample_image: bytes
+) -> None:
+    ask: dict[str, Any] = {"model": MODEL, "messages": about(sample_image)}
+    with openai_client.chat.completions.stream(**ask, response_format=Scene, logprobs=True) as said:
+        kinds = {event.type for event in said}
+        parsed = said.get_final_completion().choices[0].message.parsed
+    assert kinds >= {"chunk", "content.delta", "content.done", "logprobs.content.delta"}
+    assert isinstance(parsed, Scene)
+    tool = openai.pydantic_function_tool(Shape, name="shape")
+    with openai_client.chat.completions.stream(
+        **ask, tools=[tool], tool_choice="required", parallel_tool_calls=False
+    ) as called:
+        kinds = {event.type for event in called}
+        [call] = called.get_final_completion().choices[0].message.tool_calls or []
+    assert kinds >= {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"}
+    assert isinstance(call.function.parsed_arguments, Shape)
