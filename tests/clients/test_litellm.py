@@ -1,69 +1,63 @@
-"""LiteLLM (written with 1.110) against this server, as one that speaks OpenAI's protocol."""
+"""LiteLLM (written with 1.110), in a process of its own, against this server."""
 
 from __future__ import annotations
 
-import os
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model.demo import SAMPLES_DIR
-from tests.clients.openai_requests import CAPTIONS, PAINT, about
+from tests.clients.openai_requests import CAPTIONS
+from tests.serving import ROOT
 
 if TYPE_CHECKING:
     from tests.serving import RunningServer
 
-# Before the import: else it looks for prices on the Internet.
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-litellm = pytest.importorskip("litellm")
 
-# What LiteLLM's own code is warned of.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_:DeprecationWarning"),
-]
-MESSAGES = about((SAMPLES_DIR / CAPTIONS[0]["image"]).read_bytes())
-
-
-def ask(server: RunningServer, **more: Any) -> dict[str, Any]:
-    return {
-        "model": "openai/qwen3-vl",
-        "api_base": f"{server.http_url}/v1",
-        "api_key": "none",
-        "messages": MESSAGES,
-        "num_retries": 0,
-        "max_retries": 0,
-        **more,
-    }
+@pytest.fixture(scope="module")
+def seen(server: RunningServer) -> dict[str, Any]:
+    """What it saw, by what it did."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.clients.litellm_scenario", f"{server.http_url}/v1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_an_answer_about_a_picture(server: RunningServer) -> None:
-    answer = litellm.completion(**ask(server))
-    assert answer.choices[0].message.content == CAPTIONS[0]["answer"]
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage.prompt_tokens_details.image_tokens == 36
+def test_an_answer_about_a_picture(seen: dict[str, Any]) -> None:
+    [choice] = seen["whole"]["choices"]
+    assert choice["message"]["content"] == CAPTIONS[0]["answer"]
+    assert choice["finish_reason"] == "stop"
+    assert seen["whole"]["usage"]["prompt_tokens_details"]["image_tokens"] == 36
 
 
-def test_a_stream_is_the_whole_answer(server: RunningServer) -> None:
-    stream = litellm.completion(**ask(server, stream=True, stream_options={"include_usage": True}))
-    chunks = list(stream)
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == CAPTIONS[0]["answer"]
-    assert chunks[-1].usage.completion_tokens > 10
+def test_a_stream_is_the_whole_answer(seen: dict[str, Any]) -> None:
+    streamed = seen["streamed"]
+    assert "".join(streamed["pieces"]) == CAPTIONS[0]["answer"]
+    assert len(streamed["pieces"]) > 10
+    assert streamed["usage"]["completion_tokens"] == seen["whole"]["usage"]["completion_tokens"]
 
 
-async def test_an_answer_is_awaited(server: RunningServer) -> None:
-    answer = await litellm.acompletion(**ask(server, max_tokens=3))
-    assert answer.choices[0].finish_reason == "length"
+def test_an_answer_is_awaited(seen: dict[str, Any]) -> None:
+    assert seen["awaited"]["choices"][0]["finish_reason"] == "length"
+    assert seen["awaited"]["usage"]["completion_tokens"] == 3
 
 
-def test_a_tool_is_called(server: RunningServer) -> None:
-    answer = litellm.completion(**ask(server, tools=[PAINT], tool_choice="required"))
-    assert answer.choices[0].message.tool_calls[0].function.name == "paint"
+def test_a_tool_is_called(seen: dict[str, Any]) -> None:
+    [choice] = seen["called"]["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "paint"
 
 
-def test_errors_come_through(server: RunningServer) -> None:
-    with pytest.raises(litellm.BadRequestError, match="temperature is -1"):
-        litellm.completion(**ask(server, temperature=-1))
-    with pytest.raises(litellm.NotFoundError, match="known: qwen3-vl"):
-        litellm.completion(**ask(server, model="openai/other"))
+def test_errors_come_through(seen: dict[str, Any]) -> None:
+    assert seen["bad"][0] == "BadRequestError"
+    assert "temperature is -1" in seen["bad"][1]
+    assert seen["unknown"][0] == "NotFoundError"
+    assert "known: qwen3-vl" in seen["unknown"][1]
