@@ -23,6 +23,7 @@ from model.serving.v2_grpc_codec import (
     decode_message,
     empty_message,
     encode_message,
+    read_request,
     wants_final_response,
 )
 from model.serving.v2_model import (
@@ -48,10 +49,11 @@ from model.serving.v2_proto import (
     parse,
     service_methods,
 )
-from model.serving.v2_tensors import Limits, check_one_sequence
+from model.serving.v2_tensors import LARGE_BYTES, Limits, check_one_sequence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Sequence as Seq
 
     from kserve import InferRequest
 
@@ -67,6 +69,7 @@ logger = logging.getLogger(__name__)
 STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 # What a message may need beside its tensors: names, shapes, parameters.
 MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
+RAW_METHODS: Final = ("ModelInfer",)
 SHUTTING_DOWN: Final = "the server is shutting down; try another replica"
 
 
@@ -145,10 +148,10 @@ class V2Servicer:
         index = repository_index(self._model.names, self._lifecycle, only_ready=request.ready)
         return from_dict("RepositoryIndexResponse", {"models": index})
 
-    async def ModelInfer(self, request: Message, context: Context) -> Message:
+    async def ModelInfer(self, data: bytes, context: Context) -> Message:
         """Tensors in, tensors out; a client that cancels cancels the model's call."""
         with self._lifecycle.request():
-            infer_request = await self._decode(request)
+            infer_request = await self._decode(*read_request(data))
             pairs = {key: str(value) for key, value in context.invocation_metadata() or ()}
             response, headers = await self._model(infer_request, headers_of(pairs))
             if headers:
@@ -201,11 +204,11 @@ class V2Servicer:
         head = message_class("ModelInferResponse")()
         wants_final = False
         try:
-            message = parse(message_class("ModelInferRequest"), data)
+            message, raws = read_request(data)
             head.model_name, head.id = message.model_name, message.id
             wants_final = wants_final_response(message)
             with self._lifecycle.request():
-                request = await self._decode(message)
+                request = await self._decode(message, raws)
                 check_one_sequence(request)
                 head = empty_message(request)
                 messages = DeltaMessages(request, wants_final)
@@ -223,9 +226,11 @@ class V2Servicer:
                 head.parameters[FINAL].bool_param = True
             await write(stream_response(error_message=text, infer_response=head))
 
-    async def _decode(self, message: Message) -> InferRequest:
+    async def _decode(self, message: Message, raws: Seq[memoryview]) -> InferRequest:
         check_model(self._model, message.model_name, message.model_version)
-        return decode_message(message, self._limits)
+        if sum(map(len, raws)) > LARGE_BYTES:
+            return await asyncio.to_thread(decode_message, message, raws, self._limits)
+        return decode_message(message, raws, self._limits)
 
     def _on_phase(self, phase: Phase) -> None:
         if phase in STOPPING:
@@ -241,7 +246,9 @@ def _handler(servicer: V2Servicer, method: Method) -> grpc.RpcMethodHandler:
         )
 
     async def unary(data: bytes, context: Context) -> Message:
-        return await call(parse(input_class(method), data), context)
+        # A request with pictures is read by its method: they are not copied into a message.
+        request = data if method.name in RAW_METHODS else parse(input_class(method), data)
+        return await call(request, context)
 
     return grpc.unary_unary_rpc_method_handler(_translating(unary), response_serializer=_serialize)
 

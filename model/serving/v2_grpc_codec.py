@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from model.errors import InvalidRequest
 from model.serving.contract import OUTPUTS, VERSION
-from model.serving.v2_proto import message_class, parameter_values, set_parameters
+from model.serving.v2_proto import (
+    message_class,
+    parameter_values,
+    parse,
+    set_parameters,
+    take_field,
+)
 from model.serving.v2_tensors import (
     Limits,
     Tensor,
@@ -20,6 +26,8 @@ from model.serving.v2_tensors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
+
     from kserve import InferRequest, InferResponse
 
     from model.serving.v2_model import Delta
@@ -30,9 +38,25 @@ FINAL = "triton_final_response"
 OUTPUT_DATATYPES = {spec.name: spec.datatype for spec in OUTPUTS}
 
 
-def decode_message(message: Message, limits: Limits) -> InferRequest:
-    """A ModelInferRequest as a kserve InferRequest with `bytes` inside; raises InvalidRequest."""
-    raws = message.raw_input_contents
+def read_request(data: bytes) -> tuple[Message, Seq[memoryview]]:
+    """A ModelInferRequest's bytes as a message, and its raw contents beside it.
+
+    Raises InvalidRequest.
+    """
+    cls = message_class("ModelInferRequest")
+    taken = take_field(data, cls.DESCRIPTOR.fields_by_name["raw_input_contents"].number)
+    if taken is None:
+        message = parse(cls, data)
+        return message, [memoryview(raw) for raw in message.raw_input_contents]
+    rest, raws = taken
+    return parse(cls, rest), raws
+
+
+def decode_message(message: Message, raws: Seq[memoryview], limits: Limits) -> InferRequest:
+    """A ModelInferRequest as a kserve InferRequest with `bytes` inside; raises InvalidRequest.
+
+    raws: its raw_input_contents
+    """
     if raws and len(raws) != len(message.inputs):
         raise InvalidRequest(
             f"raw_input_contents has {len(raws)} entries; "
@@ -109,7 +133,7 @@ def wants_final_response(message: Message) -> bool:
     return FINAL_WANTED in message.parameters and message.parameters[FINAL_WANTED].bool_param
 
 
-def _tensor(item: Message, raw: bytes | None, limits: Limits) -> Tensor:
+def _tensor(item: Message, raw: memoryview | None, limits: Limits) -> Tensor:
     where = f"input {item.name!r}"
     parameters = parameter_values(item.parameters, where)
     header = tensor_header(item.name, item.datatype, list(item.shape), parameters, limits)
@@ -117,7 +141,7 @@ def _tensor(item: Message, raw: bytes | None, limits: Limits) -> Tensor:
     if raw is not None:
         if given:
             raise InvalidRequest(f"{where} has both contents and raw_input_contents")
-        return split_elements(memoryview(raw), header)
+        return split_elements(raw, header)
     others = [name for name in given if name != "bytes_contents"]
     if others:
         raise InvalidRequest(f"{where} has {others[0]}; BYTES come in bytes_contents")

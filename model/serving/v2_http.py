@@ -39,7 +39,7 @@ from model.serving.v2_model import (
     repository_index,
     server_metadata,
 )
-from model.serving.v2_tensors import Limits, check_one_sequence
+from model.serving.v2_tensors import LARGE_BYTES, Limits, check_one_sequence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from model.serving.lifecycle import Lifecycle
     from model.settings import Settings
 
-# Below this a body is decoded where it is: handing it to a thread takes longer.
-LARGE_BODY_BYTES: Final = 256 * 1024
 MODEL_PATHS: Final = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{version}")
 UNSUPPORTED_ROUTES: Final = (
     ("/v2/repository/models/{model_name}/load", ("POST",), UNSUPPORTED["RepositoryModelLoad"]),
@@ -149,7 +147,7 @@ class _About:
 
     async def index(self, request: Request) -> Response:
         """The served names with their state; `{"ready": true}` leaves out what is not ready."""
-        body = await read_body(request, LARGE_BODY_BYTES, self._idle_seconds)
+        body = await read_body(request, LARGE_BYTES, self._idle_seconds)
         asked = parse_object(body) if body else {}
         check_keys(asked, ("ready",), "the request")
         only_ready = boolean("ready", asked.get("ready", False))
@@ -232,7 +230,7 @@ class _Inference:
         decode = partial(
             decode, body, model_name=model_name, model_version=version, limits=self._limits
         )
-        return await asyncio.to_thread(decode) if len(body) > LARGE_BODY_BYTES else decode()
+        return await asyncio.to_thread(decode) if len(body) > LARGE_BYTES else decode()
 
 
 def _flag(flag: str, value: bool, **more: str) -> Response:

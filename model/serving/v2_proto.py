@@ -86,6 +86,52 @@ def parse(cls: MessageClass, data: bytes) -> Message:
         raise InvalidRequest(f"the message is no {cls.DESCRIPTOR.full_name}") from e
 
 
+def take_field(data: bytes, number: int) -> tuple[bytes, list[memoryview]] | None:
+    """A message without its bytes field `number`, and that field's values as views of `data`.
+
+    protobuf copies large values three times on their way out; here they stay where they are.
+    None for what is no message, which protobuf explains better.
+    """
+    view, rest, values = memoryview(data), [], []
+    position, kept = 0, 0
+    while position < len(data):
+        begin = position
+        tag, position = _varint(data, position)
+        match tag & 7:
+            case 0:
+                _, position = _varint(data, position)
+            case 1:
+                position += 8
+            case 2:
+                length, position = _varint(data, position)
+                position += length
+            case 5:
+                position += 4
+            case _:
+                return None
+        if not 0 < position <= len(data):
+            return None
+        if tag == (number << 3 | 2):
+            rest.append(view[kept:begin])
+            values.append(view[position - length : position])
+            kept = position
+    return b"".join((*rest, view[kept:])), values
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A base-128 number and where it ends; an end beyond the data where it has none."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    return 0, len(data) + 1
+
+
 def parameter_values(parameters: ParameterMap, where: str) -> dict[str, object]:
     """A map of InferParameter as plain values; raises InvalidRequest for one without a value."""
     values: dict[str, object] = {}

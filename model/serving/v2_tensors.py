@@ -33,6 +33,8 @@ TENSOR_PARAMETERS: Final = ("binary_data_size", "content_type")
 OUTPUT_PARAMETERS: Final = ("binary_data", "content_type")
 CONTENT_TYPES: Final = ("base64", "str")
 LENGTH_PREFIX_BYTES: Final = 4
+# Below this a request is decoded where it is: handing it to a thread takes longer.
+LARGE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

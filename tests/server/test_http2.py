@@ -255,7 +255,7 @@ NO_REQUESTS: dict[str, Callable[[Http2Client], bytes]] = {
         HeadersFrame(1, b"").serialize() + ContinuationFrame(1, b"").serialize() * 100
     ),
     "a head over the limit": lambda client: headers_frame(client, *PSEUDO, ("a", "b" * 9000)),
-    "a frame over the limit": lambda client: DataFrame(1, bytes(20_000)).serialize(),
+    "a frame over the limit": lambda client: DataFrame(1, bytes(200_000)).serialize(),
     "a bad setting": lambda client: SettingsFrame(0, {SettingCodes.ENABLE_PUSH: 3}).serialize(),
     "too much padding": lambda client: b"\x00\x00\x02\x00\x08\x00\x00\x00\x01\xff\x00",
     "a short ping": lambda client: b"\x00\x00\x02\x06\x00\x00\x00\x00\x00\x00\x00",

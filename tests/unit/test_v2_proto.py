@@ -14,13 +14,14 @@ from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kserve import InferRequest
 
 import model.serving
 from model.errors import InvalidRequest
 from model.serving import v2_proto
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.statistics import ModelStatistics
-from model.serving.v2_grpc_codec import decode_message, encode_message
+from model.serving.v2_grpc_codec import decode_message, encode_message, read_request
 from model.serving.v2_model import (
     UNSUPPORTED,
     model_config,
@@ -165,6 +166,10 @@ CONTENTS = {"bytes_contents": [b"x"]}
 INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
 
 
+def decode(message: Message) -> InferRequest:
+    return decode_message(*read_request(message.SerializeToString()), LIMITS)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -176,7 +181,7 @@ INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
     ],
 )
 def test_both_forms_of_contents_are_read(changes: dict[str, Any]) -> None:
-    assert decode_message(infer_request(**changes), LIMITS).inputs[0].data == [b"x"]
+    assert decode(infer_request(**changes)).inputs[0].data == [b"x"]
 
 
 def test_parameters_keep_their_types() -> None:
@@ -189,7 +194,7 @@ def test_parameters_keep_their_types() -> None:
             "stop": {"string_param": '["a"]'},
         }
     )
-    assert decode_message(message, LIMITS).parameters == {
+    assert decode(message).parameters == {
         "max_tokens": 5,
         "seed": 6,
         "temperature": 0.5,
@@ -232,12 +237,12 @@ def test_parameters_keep_their_types() -> None:
 )
 def test_bad_messages_are_told_what_is_wrong(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidRequest, match=text):
-        decode_message(infer_request(**changes), LIMITS)
+        decode(infer_request(**changes))
 
 
 def test_answers_are_always_raw_and_as_selected() -> None:
     message = infer_request(id="7", outputs=[{"name": "completion_tokens"}, {"name": "text"}])
-    encoded = encode_message(response(["ä"], ["stop"]), decode_message(message, LIMITS))
+    encoded = encode_message(response(["ä"], ["stop"]), decode(message))
     assert [output.name for output in encoded.outputs] == ["completion_tokens", "text"]
     assert list(encoded.raw_output_contents) == [b"\x03\x00\x00\x00", b"\x02\x00\x00\x00\xc3\xa4"]
     assert (encoded.id, encoded.model_name, encoded.model_version) == ("7", "m", "1")
@@ -268,10 +273,38 @@ def test_a_mutated_message_is_valid_or_invalid_but_never_another_error(
     for position, new in edits:
         data[position : position + len(new)] = new
     try:
-        request = decode_message(parse(message_class("ModelInferRequest"), bytes(data)), LIMITS)
+        request = decode_message(*read_request(bytes(data)), LIMITS)
     except InvalidRequest:
         return
     assert all(isinstance(item, bytes) for tensor in request.inputs for item in tensor.data)
+
+
+@settings(max_examples=500)
+@given(
+    parts=st.lists(
+        st.one_of(
+            st.just(VALID),
+            st.binary(max_size=6),
+            # A raw content, a short field of another number, a group, a fixed number.
+            st.sampled_from([b"\x3a\x03abc", b"\x3a\x00", b"\x1a\x01x", b"\x0b\x0c", b"\x0d1234"]),
+            st.sampled_from([b"\x3a\x7fabc", b"\xba\x80\x00\x01z", b"\x38\x05", b"\x09\x01"]),
+        ),
+        max_size=5,
+    )
+)
+def test_raw_contents_are_taken_out_of_a_message_as_protobuf_reads_them(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    try:
+        whole = parse(message_class("ModelInferRequest"), data)
+    except InvalidRequest:
+        with pytest.raises(InvalidRequest):
+            read_request(data)
+        return
+    message, raws = read_request(data)
+    assert [bytes(raw) for raw in raws] == list(whole.raw_input_contents)
+    message.ClearField("raw_input_contents")
+    whole.ClearField("raw_input_contents")
+    assert message == whole
 
 
 def test_reflections_pool_knows_every_service() -> None:

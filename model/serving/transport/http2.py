@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 STREAM_WINDOW_BYTES: Final = 1 << 20
 CONNECTION_WINDOW_BYTES: Final = 8 << 20
 DEFAULT_WINDOW_BYTES: Final = 65_535
+# Every frame costs the same: clients that can send larger ones than the usual 16 KiB may.
+FRAME_BYTES: Final = 128 * 1024
 # Made for the client and not yet written; more is written without waiting for the turn's end.
 GATHERED_BYTES: Final = 64 * 1024
 # Between two looks at the allowances: h2 takes whatever frames it is given.
@@ -444,7 +446,9 @@ def _state_machine(limits: ConnectionLimits) -> H2Connection:
             SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
             SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_head_bytes,
             SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+            SettingCodes.MAX_FRAME_SIZE: FRAME_BYTES,
         },
     )
     connection.decoder.max_header_list_size = limits.max_head_bytes
+    connection.max_inbound_frame_size = FRAME_BYTES
     return connection
