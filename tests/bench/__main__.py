@@ -21,7 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from tests.bench.against_vllm import measure_against_vllm
 from tests.bench.caches import measure_caches
-from tests.bench.engine import measure_over_generate, measure_server_overhead
+from tests.bench.engine import measure_over_generate
+from tests.bench.http import measure_http
 from tests.bench.machine import describe_machine
 from tests.bench.parity import measure_parity
 from tests.bench.rounds import Plan, progress
@@ -46,7 +47,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Plan], Section]]] = {
     "vllm": measure_against_vllm,
     "generate": measure_over_generate,
     "caches": measure_caches,
-    "server": measure_server_overhead,
+    "http": measure_http,
     "scheduler": measure_scheduler_alone,
     "startup": measure_startup,
     "parity": measure_parity,

@@ -1,4 +1,4 @@
-"""The engine inside this process: beside transformers' `generate`, and beneath its own server."""
+"""The engine inside this process, and beside transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from model.settings import Dtype, ModelSettings, Settings
 from tests.bench.client import Round
 from tests.bench.machine import dtypes
 from tests.bench.peers import SequentialGenerate
-from tests.bench.rounds import alternate, pairs, progress
-from tests.bench.servers import our_server, running
+from tests.bench.rounds import alternate, progress
 from tests.bench.tables import Pair, Row, Section, at_least
-from tests.bench.work import CHAT, DESCRIBE, PROMPT
+from tests.bench.work import DESCRIBE, PROMPT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,14 +29,10 @@ if TYPE_CHECKING:
 
     from model.serving.generation import Pipeline
     from tests.bench.rounds import Plan
-    from tests.bench.servers import RunningServer
     from tests.bench.work import Work
 
 NUM_SEQUENTIAL: Final = 3
 OVER_GENERATE: Final = at_least(5)
-# Streams of the server's overhead: as many as its default lets run at once, for each of the plan's.
-STREAMS_PER_CONCURRENCY: Final = 4
-SERVER_OVER_ENGINE: Final = at_least(0.95)
 
 
 class InProcessEngine:
@@ -84,14 +79,6 @@ def measure_over_generate(plan: Plan) -> Section:
     return Section(tuple(asyncio.run(_over_generate(plan, dtype)) for dtype in dtypes()))
 
 
-def measure_server_overhead(plan: Plan) -> Section:
-    """The server with all its protocols against its engine alone, under many long streams."""
-    dtype = dtypes()[-1]
-    progress(f"starting our server, {dtype}")
-    with running(our_server(plan.model, dtype)) as server:
-        return Section((asyncio.run(_server_over_engine(plan, dtype, server)),))
-
-
 async def _over_generate(plan: Plan, dtype: str) -> Row:
     progress(f"engine and generate in this process, {dtype}")
     peer = SequentialGenerate(plan.model, dtype)
@@ -108,19 +95,6 @@ async def _over_generate(plan: Plan, dtype: str) -> Row:
         rounds = await alternate(plan.rounds, ours, theirs)
     work = f"{plan.concurrency} concurrent in the engine, {dtype}, vs sequential generate"
     return Row(work, "throughput", "tok/s", tuple(Pair(*one) for one in rounds), OVER_GENERATE)
-
-
-async def _server_over_engine(plan: Plan, dtype: str, server: RunningServer) -> Row:
-    num_streams = STREAMS_PER_CONCURRENCY * plan.concurrency
-    async with server.client() as client, InProcessEngine.start(plan.model, dtype) as engine:
-        rounds = await alternate(
-            plan.rounds,
-            lambda number: client.at_once(CHAT.pictures(num_streams, 4, number), CHAT),
-            lambda number: engine.at_once(CHAT.pictures(num_streams, 4, number), CHAT),
-        )
-    work = f"server, {num_streams} streams of {CHAT.num_tokens} tokens, {dtype}, vs engine alone"
-    tokens = pairs(rounds, "tokens_per_second")
-    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE)
 
 
 def _round(answers: Seq[Seq[float]], started: float, ended: float) -> Round:

@@ -1,0 +1,230 @@
+"""What the way from a socket to the engine costs: streams, the event loop's lag, large bodies.
+
+The event loop is the server's main thread: what it uses of a processor is read from the kernel, how
+late it comes from the server's own metric.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import httpx
+import numpy as np
+from PIL import Image
+
+from tests.bench.client import MODEL_NAME
+from tests.bench.engine import InProcessEngine
+from tests.bench.light_client import stream_at_once
+from tests.bench.machine import dtypes
+from tests.bench.rounds import alternate, progress
+from tests.bench.servers import free_port, our_server, running
+from tests.bench.tables import Pair, Row, Section, at_least
+from tests.bench.work import CHAT
+from tests.server.grpc_client import OPTIONS, Stub, infer_request, prefixed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.bench.rounds import Plan
+    from tests.bench.servers import RunningServer
+
+# As many as the server lets run at once by default, for each of the plan's concurrency of 16.
+STREAMS_PER_CONCURRENCY: Final = 4
+SERVER_OVER_ENGINE: Final = at_least(0.97)
+MORE_TTFT_MS: Final = 5.0
+NUM_ALONE: Final = 25
+ALONE: Final = replace(CHAT, num_tokens=4)
+NUM_LAG_STREAMS: Final = 256
+LAG_P99_MS: Final = 10.0
+LAG: Final = "qwen3vl_event_loop_lag_seconds_bucket"
+LARGE_MS: Final = 5.0
+NUM_LARGE: Final = 15
+# A PNG of noise does not compress: 1,840 x 1,520 of three bytes are 8 MiB.
+LARGE_SIZE: Final = (1840, 1520)
+SMALL_SIZE: Final = (16, 16)
+NANOSECONDS_PER_MS: Final = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A line of this section's table. limit: the most that is allowed, None for no target"""
+
+    work: str
+    figure: str
+    ms: float
+    limit: float | None = None
+    remark: str = ""
+
+    def __str__(self) -> str:
+        target = "" if self.limit is None else f"≤ {self.limit:g} ms"
+        met = "" if self.limit is None else "yes" if self.ms <= self.limit else "**no**"
+        return f"| {self.work} | {self.figure} | {self.ms:.2f} ms{self.remark} | {target} | {met} |"
+
+
+def measure_http(plan: Plan) -> Section:
+    """The server over its engine, and the event loop under streams and under large bodies."""
+    dtype = dtypes()[-1]
+    progress(f"starting our server, {dtype}")
+    with running(our_server(plan.model, dtype)) as server:
+        row, ttft = asyncio.run(_server_over_engine(plan, dtype, server))
+    many = ("--engine.max-sequences", str(NUM_LAG_STREAMS))
+    with running(our_server(plan.model, dtype, *many)) as server:
+        lag = asyncio.run(_lag_under_streams(server))
+    grpc_port = free_port()
+    with running(our_server(plan.model, dtype, "--grpc_port", str(grpc_port))) as server:
+        bodies = _large_bodies(server, grpc_port)
+    lines = ["| work | figure | measured | target | met |", "|---|---|---:|---|---|"]
+    return Section((row,), ("\n".join((*lines, *map(str, (*ttft, lag, *bodies)))),))
+
+
+async def _server_over_engine(
+    plan: Plan, dtype: str, server: RunningServer
+) -> tuple[Row, tuple[Figure, ...]]:
+    num_streams = STREAMS_PER_CONCURRENCY * plan.concurrency
+
+    async def ours(number: int) -> tuple[float, float]:
+        return await stream_at_once(server.url, CHAT.pictures(num_streams, 4, number), CHAT)
+
+    async with InProcessEngine.start(plan.model, dtype) as engine:
+
+        async def alone(number: int) -> tuple[float, float]:
+            result = await engine.at_once(CHAT.pictures(num_streams, 4, number), CHAT)
+            return result.tokens_per_second, result.ttft_seconds
+
+        rounds = await alternate(plan.rounds, ours, alone)
+        one_more = await _more_ttft_of_one(server, engine)
+    work = f"server, {num_streams} streams of {CHAT.num_tokens} tokens, {dtype}, vs engine alone"
+    tokens = tuple(Pair(one[0], other[0]) for one, other in rounds)
+    more = [(one[1] - other[1]) * 1000 for one, other in rounds]
+    spread = f" ({min(more):.0f} to {max(more):.0f})"
+    ttft = Figure(work, "TTFT p50, added", statistics.median(more), MORE_TTFT_MS, spread)
+    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE), (ttft, one_more)
+
+
+async def _more_ttft_of_one(server: RunningServer, engine: InProcessEngine) -> Figure:
+    """The same for one stream that has the machine to itself: no queue hides the difference."""
+    more = []
+    for number in range(NUM_ALONE):
+        pictures = CHAT.pictures(2, 6, number)
+        _, ours = await stream_at_once(server.url, pictures[:1], ALONE)
+        more.append((ours - (await engine.at_once(pictures[1:], ALONE)).ttft_seconds) * 1000)
+    spread = f" (quartiles {', '.join(f'{one:.1f}' for one in statistics.quantiles(more))})"
+    work = "server, one stream at a time, vs engine alone"
+    return Figure(work, "TTFT p50, added", statistics.median(more), MORE_TTFT_MS, spread)
+
+
+async def _lag_under_streams(server: RunningServer) -> Figure:
+    await stream_at_once(server.url, CHAT.pictures(NUM_LAG_STREAMS, 5, 0), CHAT)
+    before = _lag_buckets(server)
+    for number in range(1, 4):
+        await stream_at_once(server.url, CHAT.pictures(NUM_LAG_STREAMS, 5, number), CHAT)
+    after = _lag_buckets(server)
+    counts = {bound: after[bound] - before[bound] for bound in after}
+    late = quantile(counts, 0.99) * 1000
+    remark = f" (median {quantile(counts, 0.5) * 1000:.1f}, of {counts[float('inf')]:.0f} probes)"
+    work = f"{NUM_LAG_STREAMS} streams of {CHAT.num_tokens} tokens"
+    return Figure(work, "event-loop lag p99", late, LAG_P99_MS, remark)
+
+
+def _lag_buckets(server: RunningServer) -> dict[float, float]:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return {
+        float(line.partition('le="')[2].partition('"')[0]): float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith(LAG)
+    }
+
+
+def quantile(cumulative: dict[float, float], share: float) -> float:
+    """The value that so large a share stays under, within its bucket by proportion."""
+    wanted = share * cumulative[float("inf")]
+    low = below = 0.0
+    for bound, count in sorted(cumulative.items()):
+        if count >= wanted and count > below:
+            high = bound if bound != float("inf") else low
+            return low + (high - low) * (wanted - below) / (count - below)
+        low, below = bound, count
+    return low
+
+
+# Large bodies
+
+
+def _large_bodies(server: RunningServer, grpc_port: int) -> list[Figure]:
+    large, small = _noise(LARGE_SIZE), _noise(SMALL_SIZE)
+    figures = []
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}", options=OPTIONS) as channel:
+        stub = Stub(channel)
+        ways: dict[str, tuple[Callable[[bytes], Any], float | None]] = {
+            "binary tensor, HTTP/1.1": (_http_binary(server, http2=False), LARGE_MS),
+            "binary tensor, HTTP/2": (_http_binary(server, http2=True), None),
+            "binary tensor, gRPC": (_grpc_binary(stub), None),
+            "base64 in JSON, HTTP/1.1": (_http_json(server), None),
+        }
+        for name, (ask, limit) in ways.items():
+            more = _loop_ms(server, ask, large) - _loop_ms(server, ask, small)
+            work = f"a picture of {len(large) / (1 << 20):.1f} MiB as {name}"
+            figures.append(Figure(work, "event-loop time, added", more, limit))
+            progress(f"  {figures[-1]}")
+    return figures
+
+
+def _loop_ms(server: RunningServer, ask: Callable[[bytes], Any], picture: bytes) -> float:
+    """The median time that the server's main thread runs for one request."""
+    used = []
+    for _ in range(NUM_LARGE):
+        before = _main_thread_ms(server)
+        ask(picture)
+        used.append(_main_thread_ms(server) - before)
+    return statistics.median(used[3:])
+
+
+def _main_thread_ms(server: RunningServer) -> float:
+    stat = Path(f"/proc/{server.pid}/task/{server.pid}/schedstat").read_text()
+    return int(stat.split()[0]) / NANOSECONDS_PER_MS
+
+
+def _noise(size: tuple[int, int]) -> bytes:
+    pixels = np.random.default_rng(7).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+def _http_binary(server: RunningServer, *, http2: bool) -> Callable[[bytes], Any]:
+    client = httpx.Client(base_url=server.url, http1=not http2, http2=http2, timeout=60)
+
+    def ask(picture: bytes) -> None:
+        raw = prefixed(picture)
+        tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        head = json.dumps({"inputs": [tensor], "parameters": {"max_tokens": 1}}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        path = f"/v2/models/{MODEL_NAME}/infer"
+        client.post(path, content=head + raw, headers=headers).raise_for_status()
+
+    return ask
+
+
+def _http_json(server: RunningServer) -> Callable[[bytes], Any]:
+    client = httpx.Client(base_url=server.url, timeout=60)
+
+    def ask(picture: bytes) -> None:
+        body = {"image": base64.b64encode(picture).decode(), "max_tokens": 1}
+        path = f"/v2/models/{MODEL_NAME}/generate"
+        client.post(path, content=json.dumps(body)).raise_for_status()
+
+    return ask
+
+
+def _grpc_binary(stub: Stub) -> Callable[[bytes], Any]:
+    one = {"max_tokens": {"int64_param": 1}}
+    return lambda picture: stub.ModelInfer(infer_request(picture, parameters=one), timeout=60)
