@@ -10,6 +10,9 @@ from typing import Final
 PLATFORM: Final = "pytorch_qwen3_vl"
 BACKEND: Final = "qwen3-vl"
 VERSION: Final = "1"
+NO_SHARED_MEMORY: Final = (
+    "unsupported: this server takes tensors in the request only, not in shared memory"
+)
 
 
 @dataclass(frozen=True, slots=True)

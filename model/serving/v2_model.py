@@ -15,6 +15,7 @@ from model.errors import ModelNotFound
 from model.serving.contract import (
     BACKEND,
     INPUTS,
+    NO_SHARED_MEMORY,
     OUTPUTS,
     PLATFORM,
     SERVER_EXTENSIONS,
@@ -43,15 +44,12 @@ MODEL_STATES: Final = {
 }
 
 _ONE_MODEL = "unsupported: this server serves the one model it was started with"
-_NO_SHARED_MEMORY = (
-    "unsupported: this server takes tensors in the request only, not in shared memory"
-)
 # gRPC methods that are not offered, and what is said instead.
 UNSUPPORTED: Final = {
     "RepositoryModelLoad": _ONE_MODEL,
     "RepositoryModelUnload": _ONE_MODEL,
     **{
-        f"{kind}SharedMemory{verb}": _NO_SHARED_MEMORY
+        f"{kind}SharedMemory{verb}": NO_SHARED_MEMORY
         for kind in ("System", "Cuda")
         for verb in ("Status", "Register", "Unregister")
     },

@@ -16,8 +16,8 @@ import orjson
 from kserve import InferInput, InferRequest
 from kserve.protocol.infer_type import RequestedOutput
 
-from model.errors import InvalidRequest
-from model.serving.contract import INPUTS, OUTPUTS
+from model.errors import InvalidRequest, Unsupported
+from model.serving.contract import INPUTS, NO_SHARED_MEMORY, OUTPUTS
 from model.serving.parameters import boolean, check_parameter_names, shown
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ class Tensor:
 def tensor_header(
     name: object, datatype: object, shape: object, parameters: Mapping[str, object], limits: Limits
 ) -> TensorHeader:
-    """Check everything about an input but its elements; raises InvalidRequest."""
+    """Check everything about an input but its elements; raises InvalidRequest, Unsupported."""
     if name not in INPUT_NAMES or not isinstance(name, str):
         raise InvalidRequest(f"unknown input {shown(name)}; known: {', '.join(INPUT_NAMES)}")
     if datatype != "BYTES":
         raise InvalidRequest(f"input {name!r} has datatype {shown(datatype)}; it must be 'BYTES'")
+    _check_not_shared(parameters)
     for key in parameters:
         if key not in TENSOR_PARAMETERS:
             known = ", ".join(TENSOR_PARAMETERS)
@@ -98,6 +99,11 @@ def tensor_header(
                 f"input {name!r} has {num} images a prompt; the limit is {limits.max_images}"
             )
     return header
+
+
+def _check_not_shared(parameters: Mapping[str, object]) -> None:
+    if any(key.startswith("shared_memory") for key in parameters):
+        raise Unsupported(NO_SHARED_MEMORY)
 
 
 def _check_shape(name: str, shape: object) -> tuple[int, ...]:
@@ -246,6 +252,7 @@ def _check_content_type(content_type: object, where: str) -> None:
 def _requested_output(name: object, parameters: Mapping[str, object]) -> RequestedOutput:
     if name not in OUTPUT_NAMES:
         raise InvalidRequest(f"unknown output {shown(name)}; known: {', '.join(OUTPUT_NAMES)}")
+    _check_not_shared(parameters)
     for key in parameters:
         if key not in OUTPUT_PARAMETERS:
             known = ", ".join(OUTPUT_PARAMETERS)

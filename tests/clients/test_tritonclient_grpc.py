@@ -73,8 +73,8 @@ def test_requests_and_refusals(scenario: Scenario) -> None:
     assert seen["unknown_version"][0] == "StatusCode.NOT_FOUND"
     assert seen["bad_value"][0] == "StatusCode.INVALID_ARGUMENT"
     assert "top_p is 2" in seen["bad_value"][1]
-    assert seen["shared_memory"][0] == "StatusCode.INVALID_ARGUMENT"
-    assert "shared_memory_region" in seen["shared_memory"][1]
+    assert seen["shared_memory"][0] == "StatusCode.UNIMPLEMENTED"
+    assert "not in shared memory" in seen["shared_memory"][1]
 
 
 def test_streams(scenario: Scenario) -> None:

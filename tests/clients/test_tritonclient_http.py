@@ -229,13 +229,16 @@ def test_what_is_not_offered_says_so(
 
 
 def test_tensors_in_shared_memory_are_refused(
-    client: triton.InferenceServerClient,
+    client: triton.InferenceServerClient, sample_image: bytes
 ) -> None:
     image = triton.InferInput("image", [1], "BYTES")
     image.set_shared_memory("region", 100)
-    with pytest.raises(InferenceServerException, match="shared_memory_region") as raised:
-        client.infer(MODEL, [image])
-    assert raised.value.status() == "400"
+    text = triton.InferRequestedOutput("text")
+    text.set_shared_memory("region", 100)
+    for arguments in ({"inputs": [image]}, {"inputs": inputs(sample_image), "outputs": [text]}):
+        with pytest.raises(InferenceServerException, match="not in shared memory") as raised:
+            client.infer(MODEL, **arguments)
+        assert raised.value.status() == "501"
 
 
 def test_a_client_that_waits_no_longer_cancels(server: RunningServer, sample_image: bytes) -> None:

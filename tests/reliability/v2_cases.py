@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from model.serving.contract import NO_SHARED_MEMORY
 from model.serving.v2_proto import message_class
 from tests.reliability.bodies import Body
 from tests.reliability.pictures import PNG
@@ -138,8 +139,9 @@ JSON_CASES: Final = [
           image(parameters={"content_type": "hex"})),
     infer("a content type for all", "content_type of the request is 'hex'; known: base64, str",
           image(parameters={}), parameters={"content_type": "hex"}),
-    infer("shared memory", "unknown parameter 'shared_memory_region' of input 'image'; known: …",
-          image(parameters={"shared_memory_region": "x", "shared_memory_byte_size": 4})),
+    Body("shared memory", json.dumps({"inputs": [image(
+        parameters={"shared_memory_region": "x", "shared_memory_byte_size": 4}
+    )]}).encode(), NO_SHARED_MEMORY, 501),
     infer("another output", "unknown output 'logits'; known: text, finish_reason, …",
           outputs=[{"name": "logits"}]),
     infer("an output without a name", "a requested output has no name", outputs=[{}]),
@@ -269,7 +271,7 @@ MESSAGES: Final = [
     message("a prompt that is no UTF-8", "input 'prompt' element 0 is not UTF-8 (byte 1)",
             inputs=[tensor(), {**tensor(), "name": "prompt"}],
             raw_input_contents=[prefixed(PNG), prefixed(b"a\xff")]),
-    message("shared memory", "unknown parameter 'shared_memory_region' of input 'image'; …",
+    message("shared memory", NO_SHARED_MEMORY, "UNIMPLEMENTED",
             inputs=[tensor(parameters={"shared_memory_region": {"string_param": "x"}})]),
     Message("no protobuf", b"\xff\xff\xff", NOT_PROTOBUF),
     Message("a field cut short", b"\x0a\xff\x01a", NOT_PROTOBUF),

@@ -194,11 +194,6 @@ DEEP = b'{"inputs":' + b"[" * 100 + b"]" * 100 + b"}"
             document(image(parameters={"binary_data_size": 1})), "either data or", id="both of them"
         ),
         pytest.param(
-            document(image(parameters={"shared_memory_region": "a"})),
-            "'shared_memory_region' of input 'image'",
-            id="shared memory",
-        ),
-        pytest.param(
             document(image(parameters={"content_type": "gzip"})), "known: base64, str", id="no type"
         ),
         pytest.param(
