@@ -300,6 +300,12 @@ class ServerSettings(Section):
         description="origins whose pages may call this server from a browser, as "
         "https://app.example.com; * for any; default: none",
     )
+    ui_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/\S*)?$",
+        description="address of the page (make ui), where /ui leads; default: /ui says how to "
+        "start it",
+    )
 
 
 class Settings(BaseSettings):

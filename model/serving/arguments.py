@@ -35,6 +35,7 @@ ALIASES = {
     "quantization": ("model", "quantization"),
     "http_port": ("server", "http_port"),
     "grpc_port": ("server", "grpc_port"),
+    "ui_url": ("server", "ui_url"),
     "timeout_keep_alive": ("server", "keep_alive_seconds"),
     "grpc_max_receive_message_length": ("request", "max_body_bytes"),
 }
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["none", "bitsandbytes", "bitsandbytes-8bit", "bitsandbytes-4bit"],
         help="8 or 4 bits for the decoder layers; bitsandbytes means 4, as in vLLM",
     )
+    group.add_argument("--ui_url", help="address of the page, where /ui leads")
     for section, name, description, default in _fields():
         kebab = name.replace("_", "-")
         spellings = dict.fromkeys([f"--{section}.{kebab}", f"--{section}.{name}"])

@@ -34,6 +34,7 @@ from model.serving.openai_http import openai_router
 from model.serving.request_id import RequestIds
 from model.serving.transport.limits import ConnectionLimits
 from model.serving.transport.server import HttpServer
+from model.serving.ui_link import ui_router
 from model.serving.v2_grpc import build_grpc_server
 from model.serving.v2_http import v2_router
 
@@ -86,6 +87,7 @@ def build_app(
     if jobs is not None:
         app.include_router(jobs_router(jobs, describer, lifecycle, settings))
     app.include_router(openai_router(model, lifecycle, settings))
+    app.include_router(ui_router(settings.server.ui_url))
     install_error_handlers(app, error_body)
     if settings.server.cors_origins:
         app.add_middleware(

@@ -32,6 +32,7 @@ def test_nothing_given_is_the_defaults() -> None:
         (["--model_name", "a", "b"], "model", "names", ("a", "b")),
         (["--dtype", "bfloat16"], "model", "dtype", Dtype.BFLOAT16),
         (["--engine.max-sequences", "4"], "engine", "max_sequences", 4),
+        (["--ui_url", "https://x.org/page"], "server", "ui_url", "https://x.org/page"),
         (["--timeout-keep-alive", "9"], "server", "keep_alive_seconds", 9),
     ],
 )
@@ -55,6 +56,7 @@ def test_a_variable_sets_its_field_and_a_flag_wins(monkeypatch: pytest.MonkeyPat
         (["--engine.max-sequences", "0"], {}, "engine.max_sequences is '0'"),
         (["--engine.max-sequences", "many"], {}, "engine.max_sequences is 'many'"),
         (["--http_port", "70000"], {}, "server.http_port is 70000"),
+        (["--ui_url", "/ui"], {}, "server.ui_url is '/ui'"),
         (["--workers", "2"], {}, "--workers is 2; the limit is 1"),
     ],
 )
