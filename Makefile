@@ -5,8 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 VLLM_PINS := tests/bench/vllm-requirements.txt
+UI := .venv-ui
+UI_PINS := model/ui/requirements.txt
 HTTP_PORT ?= 8080
 GRPC_PORT ?= 8081
+UI_PORT ?= 7860
+API ?= http://localhost:$(HTTP_PORT)
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -35,6 +39,21 @@ install: ## Make the environment in .venv (done by every other target when neede
 .PHONY: serve
 serve: install ## Serve the bundled model on HTTP_PORT and GRPC_PORT (8080, 8081); more by ARGS='--…'
 	$(BIN)/python -m model --http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) $(ARGS)
+
+.PHONY: ui
+ui: ui-install ## Serve the page on UI_PORT (7860) against API (http://localhost:8080), no GPU
+	$(UI)/bin/python -m model.ui --port $(UI_PORT) --api $(API) $(ARGS)
+
+.PHONY: ui-install
+ui-install: ## Make the page's own environment in .venv-ui (done by `make ui` when needed)
+	@if ! cmp -s $(UI_PINS) $(UI)/.installed; then \
+	  set -e; \
+	  echo 'Installing into $(UI): once, a minute'; \
+	  test -x $(UI)/bin/python || $(PYTHON) -m venv $(UI); \
+	  $(UI)/bin/python -m pip install --quiet --upgrade pip; \
+	  $(UI)/bin/python -m pip install --quiet --requirement $(UI_PINS); \
+	  cp $(UI_PINS) $(UI)/.installed; \
+	fi
 
 .PHONY: test
 test: install ## Run the tests (no GPU, no downloads)
