@@ -85,7 +85,7 @@ def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 20.0)
 @contextmanager
 def start_server(*arguments: str, wait_ready: bool = True) -> Iterator[RunningServer]:
     """A server process of its own; where it still runs at the end, SIGTERM must end it with 0."""
-    http_port, grpc_port = _free_ports(2)
+    http_port, grpc_port = free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
         log_file = Path(folder) / "server.log"
         ports = ("--http_port", str(http_port), "--grpc_port", str(grpc_port))
@@ -131,7 +131,7 @@ def _stop(server: RunningServer) -> None:
     assert "Traceback" not in server.log(), server.log()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now; held together so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:
