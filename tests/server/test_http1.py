@@ -192,11 +192,13 @@ async def test_a_fault_behind_a_request_leaves_its_answer_whole() -> None:
     assert answer.count(b"HTTP/1.1") == 1
 
 
-async def test_a_fault_in_a_body_cuts_the_connection() -> None:
+async def test_a_fault_in_a_body_is_a_400_and_the_app_never_sees_the_whole() -> None:
     async with served() as one:
         wire = await one.connect()
         await wire.send(chunked("/length", b"abc").replace(b"3\r\nabc", b"x\r\nabc"))
-        assert await wire.read_to_end() == b""
+        answer = await wire.read_to_end()
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 async def test_an_upgrade_is_not_taken() -> None:
@@ -211,9 +213,9 @@ async def test_an_upgrade_is_not_taken() -> None:
             assert (await wire.read_to_end()).endswith(b"%d in 1" % num_bytes)
 
 
-@pytest.mark.parametrize("num_headers", [1, 100])
+@pytest.mark.parametrize("num_headers", [1, 100, 1000])
 async def test_a_head_over_the_limit_is_a_431(num_headers: int) -> None:
-    line = b"X-A: " + b"a" * (9000 // num_headers) + b"\r\n"
+    line = b"A: " + b"a" * (9000 // num_headers - 5) + b"\r\n"
     async with served() as one:
         wire = await one.connect()
         await wire.send(GET[:-2] + line * num_headers + b"\r\n")

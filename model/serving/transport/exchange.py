@@ -128,6 +128,11 @@ class Exchange(ABC):
         self._gone = True
         self._changed.set()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the client has been sent a part of the answer."""
+        return self._head_sent
+
     # The app's side
 
     async def run(self, app: ASGIApp) -> None:

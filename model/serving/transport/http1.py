@@ -35,6 +35,8 @@ HIGH_WATER_BYTES: Final = 64 * 1024
 DIRECT_BYTES: Final = 64 * 1024
 # How long a client may go on sending what nobody reads; a reset would cost it our answer.
 LINGER_SECONDS: Final = 2.0
+# The colon, the space and the line's end; else thousands of empty headers would count for nothing.
+HEADER_FRAMING_BYTES: Final = 4
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -183,7 +185,9 @@ class Http1Connection(asyncio.BufferedProtocol):
         """The head is whole: the app can begin."""
         self._in_head = False
         self._disarm()
-        size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+        size = len(self._url) + sum(
+            len(name) + len(value) + HEADER_FRAMING_BYTES for name, value in self._headers
+        )
         if size > self._limits.max_head_bytes:
             raise HeadTooLarge
         exchange = Http1Exchange(self, self._scope(), self._parser, self._limits.max_body_bytes)
@@ -300,12 +304,16 @@ class Http1Connection(asyncio.BufferedProtocol):
         """Tell the client that its request is none, and listen to it no more."""
         self._deaf = True
         if self._current is not None:
-            # An answer is on its way: it stays whole, and is the last one.
             self._waiting.clear()
-            self._incoming = self._incoming if self._incoming is self._current else None
-            if self._incoming is not None:
+            if self._incoming is not self._current:
+                # An answer is on its way: it stays whole, and is the last one.
+                self._incoming = None
+                return
+            if self._current.begun:
                 self.abort()
-            return
+                return
+            # The body is broken: the app must not take what has come of it for the whole.
+            self._current.disconnect()
         status, text = HTTPStatus.BAD_REQUEST, "the request is not valid HTTP/1.1"
         if too_large:
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
