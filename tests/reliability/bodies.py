@@ -20,6 +20,7 @@ JSON_ROUTES: Final = (
     f"{V2_PATH}/generate_stream",
     "/api/v1/describe",
     "/api/v1/batch",
+    "/api/v1/jobs",
     "/v1/chat/completions",
     "/v1/completions",
     "/tokenize",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.reliability.protocols import Clients
-from tests.serving import RunningServer, start_server
+from tests.serving import RunningServer, start_server, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,5 +34,7 @@ def check_unharmed(server: RunningServer) -> None:
     with Clients.of(server) as connected:
         assert connected.http.get("/v2/health/ready").json() == {"ready": True}
         assert connected.http.get("/v2/health/live").json() == {"live": True}
+    # Jobs may still be answered.
+    wait_for(lambda: server.metric("running_sequences") == 0, "no sequence runs", seconds=60)
     server.wait_until_idle()
     assert "Traceback" not in server.log(), server.log()

@@ -91,6 +91,7 @@ QUESTION_FAULTS: Final = [
         otherwise={
             "describe": "image is missing: send at least one, as -F image=@photo.jpg",
             "batch": "images is missing: send at least one, as -F images=@photo.jpg",
+            "job": "images is missing: send at least one, as -F images=@photo.jpg",
         },
         not_in=("openai",),
     ),
@@ -218,6 +219,7 @@ QUESTION_FAULTS: Final = [
         otherwise={
             "describe": "unknown field 'frobnicate'; known: image, …",
             "batch": "unknown field 'frobnicate'; known: images, …",
+            "job": "unknown field 'frobnicate'; known: images, …",
         },
         not_in=("openai",),  # whose clients send whatever another server takes
     ),

@@ -23,6 +23,7 @@ def with_bad_pixels(png: bytes) -> bytes:
 
 PNG: Final = saved(picture())
 JPEG: Final = saved(picture(), "JPEG", quality=90)
+GIF: Final = saved(picture(8, 8, "P"), "GIF")
 PROGRESSIVE: Final = saved(picture(), "JPEG", progressive=True)
 LAST_SCAN: Final = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
 NOT_ONE: Final = "image is not a JPEG, PNG, WebP or GIF: it"

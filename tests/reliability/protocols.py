@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -17,12 +19,16 @@ import httpx
 
 from model.serving.v2_proto import message_class
 from tests.server.grpc_client import MODEL, OPTIONS, Stub, prefixed
+from tests.serving import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from tests.serving import RunningServer
 
+# Of an object in memory, as Python's own texts hold them.
+ADDRESS: Final = re.compile(r"0x[0-9a-f]{6}")
+INSIDE: Final = re.compile(r'"status": ?5\d\d|"server_error"|internal error')
 V2_PATH: Final = f"/v2/models/{MODEL}"
 INT64: Final = range(-(1 << 63), 1 << 63)
 UINT64: Final = range(1 << 64)
@@ -115,6 +121,19 @@ def http_error(response: httpx.Response) -> Answer:
         return Answer(response.status_code, response.text)
     error = response.json()["error"]
     return Answer(response.status_code, error["message"] if isinstance(error, dict) else error)
+
+
+def check_told(response: httpx.Response) -> None:
+    """Assert that a request was answered, or told in its route's form that it is wrong."""
+    assert response.status_code < 500, response.text
+    text = http_error(response).text
+    assert not ADDRESS.search(text), text
+    if not response.is_success:
+        openai = response.request.url.path.startswith("/v1/")
+        assert isinstance(response.json()["error"], dict if openai else str), response.text
+        assert 0 < len(text) < 2000, text
+    # What went wrong behind a status that was sent already.
+    assert not INSIDE.search(text), text
 
 
 # V2
@@ -279,6 +298,17 @@ def send_batch(clients: Clients, request: dict[str, Any]) -> Answer:
     return Answer(result.get("status", 200), result.get("error", response.text))
 
 
+def send_job(clients: Clients, request: dict[str, Any]) -> Answer:
+    """The same as a job, waited for."""
+    response = clients.http.post(**request)
+    if response.status_code != HTTPStatus.ACCEPTED:
+        return http_error(response)
+    url = f"{response.headers['location']}/results"
+    wait_for(lambda: clients.http.get(url).json()["next"] is None, "the job has ended")
+    [result] = clients.http.get(url).json()["results"]
+    return Answer(result.get("status", 200), result.get("error", ""))
+
+
 # OpenAI
 
 
@@ -318,6 +348,7 @@ WAYS: Final = (
     Way("describe JSON", "describe", write_describe, send_http),
     Way("describe stream", "describe", partial(write_describe, stream=True), send_http),
     Way("batch", "describe", write_batch, send_batch),
+    Way("job", "describe", partial(write_batch, url="/api/v1/jobs"), send_job),
     Way("chat", "openai", write_chat, send_http),
     Way("chat stream", "openai", partial(write_chat, stream=True), send_http),
     Way("completions", "openai", write_completions, send_http),

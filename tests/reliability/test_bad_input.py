@@ -1,12 +1,11 @@
 """Wrong input over every protocol: each fault with its status and its words, none of them a 5xx.
 
-The tables are in faults.py (the same fault put to all protocols), bodies.py, v2_cases.py and
-openai_cases.py. What is odd, but no fault, is described.
+The tables are in faults.py (the same fault put to all protocols), bodies.py, v2_cases.py,
+openai_cases.py and raw_requests.py. What is odd, but no fault, is described.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,18 +16,25 @@ from tests.reliability.conftest import check_unharmed
 from tests.reliability.faults import CASES, SAME_CLASS, said
 from tests.reliability.openai_cases import CHAT_CASES, COMPLETION_CASES
 from tests.reliability.pictures import ODD
-from tests.reliability.protocols import V2_PATH, WAYS, Ask, http_error
+from tests.reliability.protocols import ADDRESS, V2_PATH, WAYS, Ask, http_error
+from tests.reliability.raw_requests import RAW, answer_to
 from tests.reliability.v2_cases import BINARY_CASES, JSON_CASES, MESSAGES
 
 if TYPE_CHECKING:
     from tests.reliability.bodies import Body
     from tests.reliability.faults import Fault
     from tests.reliability.protocols import Clients, Way
+    from tests.reliability.raw_requests import Raw
     from tests.reliability.v2_cases import Message
     from tests.serving import RunningServer
 
-# Of an object in memory, as Python's own texts hold them.
-ADDRESS = re.compile(r"0x[0-9a-f]{6}")
+# The bomb is smaller than what a job may have.
+BODY_CASES = [
+    (route, body)
+    for route in JSON_ROUTES
+    for body in BODIES
+    if (body.status, route) != (413, "/api/v1/jobs")
+]
 OWN_CASES = [
     *((f"{V2_PATH}/infer", case) for case in (*JSON_CASES, *BINARY_CASES)),
     *(("/api/v1/describe", case) for case in FORMS),
@@ -49,8 +55,9 @@ def test_a_fault_is_of_the_same_class_in_every_protocol(
     assert answer.status in (fault.status, SAME_CLASS[fault.status], None)
 
 
-@pytest.mark.parametrize("route", JSON_ROUTES)
-@pytest.mark.parametrize("body", BODIES, ids=str)
+@pytest.mark.parametrize(
+    ("route", "body"), BODY_CASES, ids=[f"{route}: {body}" for route, body in BODY_CASES]
+)
 def test_a_body_that_is_no_json_object(clients: Clients, body: Body, route: str) -> None:
     refused(clients, route, body)
 
@@ -60,6 +67,13 @@ def test_a_body_that_is_no_json_object(clients: Clients, body: Body, route: str)
 )
 def test_a_fault_of_one_protocol(clients: Clients, route: str, body: Body) -> None:
     refused(clients, route, body)
+
+
+@pytest.mark.parametrize("raw", RAW, ids=str)
+def test_bytes_that_are_no_request(server: RunningServer, raw: Raw) -> None:
+    status, body = answer_to(server, raw)
+    assert status == raw.status, body
+    assert raw.message in body
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=str)
