@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from http import HTTPStatus
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from model.serving.openai_fields import (
 from model.serving.parameters import parse_sampling
 from model.serving.structure import compile_structure
 from model.settings import Settings
+from tests.mutations import changed, places
 
 SETTINGS = Settings()
 CHECKPOINT = read_checkpoint(CHECKPOINT_DIR)
@@ -87,28 +87,6 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from([*CHAT_FIELDS, *COMPLETION_FIELDS, *REFUSED_FIELDS, "x\n"])
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to everything inside a JSON value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    found = []
-    for key, item in items:
-        found.append((*path, key))
-        if isinstance(item, dict | list):
-            found += places(item, (*path, key))
-    return found
-
-
-def changed(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    """A copy with one value replaced."""
-    result = copy.deepcopy(document)
-    *parents, last = path
-    holder: Any = result
-    for key in parents:
-        holder = holder[key]
-    holder[last] = value
-    return result
 
 
 def take(read: Any, document: dict[str, Any]) -> None:
