@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from model.errors import InvalidRequest
 
@@ -26,6 +26,21 @@ MAX_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 1024
 MAX_LOGPROBS = 20
+
+# What each sampling parameter may be, both ends included.
+RANGES: Final = {
+    "max_tokens": (1, MAX_TOKENS_LIMIT),
+    "min_tokens": (0, MAX_TOKENS_LIMIT),
+    "temperature": (0.0, 10.0),
+    "top_k": (0, MAX_TOKENS_LIMIT),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-MAX_PENALTY, MAX_PENALTY),
+    "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY),
+    "seed": (0, MAX_SEED),
+    "logprobs": (0, MAX_LOGPROBS),
+}
+# And those that must be above 0: at most.
+MOST_ABOVE_ZERO: Final = {"top_p": 1.0, "repetition_penalty": 10.0}
 
 
 class GrammarLimits(NamedTuple):
@@ -112,23 +127,14 @@ class SamplingParams:
             raise InvalidRequest("stop holds an empty string; it must hold at least one character")
 
     def _check_ranges(self) -> None:
-        for name, value, low, high in (
-            ("max_tokens", self.max_tokens, 1, MAX_TOKENS_LIMIT),
-            ("min_tokens", self.min_tokens, 0, self.max_tokens),
-            ("temperature", self.temperature, 0.0, 10.0),
-            ("top_k", self.top_k, 0, MAX_TOKENS_LIMIT),
-            ("min_p", self.min_p, 0.0, 1.0),
-            ("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY),
-            ("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
-            ("seed", self.seed or 0, 0, MAX_SEED),
-            ("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS),
-        ):
-            if not low <= value <= high:  # also false for NaN
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if name == "min_tokens":
+                high = self.max_tokens
+            if value is not None and not low <= value <= high:  # also false for NaN
                 raise InvalidRequest(f"{name} is {value}; it must be from {low} to {high}")
-        for name, value, high in (
-            ("top_p", self.top_p, 1.0),
-            ("repetition_penalty", self.repetition_penalty, 10.0),
-        ):
+        for name, high in MOST_ABOVE_ZERO.items():
+            value = getattr(self, name)
             if not (0.0 < value <= high and math.isfinite(value)):
                 raise InvalidRequest(f"{name} is {value}; it must be above 0 and at most {high}")
 

@@ -13,6 +13,7 @@ from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from fastapi import routing
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -245,8 +246,11 @@ def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
         if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
             known = "no such route" if error.status_code == HTTPStatus.NOT_FOUND else "not allowed"
             text = f"{request.method} {request.scope['path']}: {known}"
+        headers = error.headers
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": _allowed_methods(app, request.scope["path"])}
         answer = body(request, text, error.status_code)
-        return JSONResponse(answer, error.status_code, error.headers)
+        return JSONResponse(answer, error.status_code, headers)
 
     async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -267,3 +271,11 @@ def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, unexpected)
+
+
+def _allowed_methods(app: FastAPI, path: str) -> str:
+    """Of all routes with this path; Starlette would name those of the first alone."""
+    # Newer FastAPI keeps the routes of routers apart.
+    flat: Any = getattr(routing, "iter_route_contexts", iter)
+    routes = (route for route in flat(app.routes) if route.path_regex.match(path))
+    return ", ".join(sorted({method for route in routes for method in route.methods}))

@@ -267,7 +267,9 @@ def _pictures(document: dict[str, Any], field: str) -> list[bytes | str]:
 
 
 def _prompts(document: dict[str, Any], num_pictures: int) -> list[str | None]:
-    given = document.get("prompts") or None
+    given = document.get("prompts")
+    if given in ("", []):
+        given = None
     prompts = given if isinstance(given, list) else [given]
     for prompt in prompts:
         if prompt is not None and not isinstance(prompt, str):

@@ -19,6 +19,7 @@ from model.serving.parameters import (
     MAX_TIMEOUT_SECONDS,
     PRIORITY_LEVELS,
     parse_priority,
+    parse_timeout_seconds,
     shown,
 )
 
@@ -115,15 +116,18 @@ def _behind_others(batch: Batch) -> Batch:
     options = batch.options
     if options.stream:
         raise InvalidRequest("stream is true; a job has no stream: ask for its results by its id")
-    given = options.parameters
-    if given.get("priority") and parse_priority(given) <= 0:
+    parameters = dict(options.parameters)
+    urgency = parse_priority(parameters)
+    if not parameters.get("priority"):
+        parameters["priority"] = PRIORITY_LEVELS
+    elif urgency <= 0:
         raise InvalidRequest(
-            f"priority is {given['priority']}; a job's must be from {DEFAULT_PRIORITY + 1} to "
+            f"priority is {parameters['priority']}; a job's must be from {DEFAULT_PRIORITY + 1} to "
             f"{PRIORITY_LEVELS}, which is its default"
         )
-    last = {"priority": PRIORITY_LEVELS, "timeout_seconds": MAX_TIMEOUT_SECONDS}
-    unsaid = {name: value for name, value in last.items() if not given.get(name)}
-    options = replace(options, parameters={**given, **unsaid})
+    if parse_timeout_seconds(parameters) is None:
+        parameters["timeout_seconds"] = MAX_TIMEOUT_SECONDS
+    options = replace(options, parameters=parameters)
     entries = tuple(
         replace(entry, options=options) if isinstance(entry, Question) else entry
         for entry in batch.entries

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from model.errors import InvalidRequest
-from model.request import MAX_BIASED_TOKENS, SamplingParams
+from model.request import MAX_BIASED_TOKENS, MAX_STOP_TOKENS, SamplingParams
 from model.serving.images import PixelBounds
 from model.serving.structure import ANY_OBJECT, Choice, JsonSchema, Regex
 
@@ -111,7 +111,9 @@ def parse_structure(parameters: Mapping[str, object]) -> Structure | None:
 
     A schema and a list may come as JSON text, since protobuf parameters hold neither.
     """
-    given = [name for name in STRUCTURE_PARAMETERS if parameters.get(name) not in (None, False)]
+    given = [name for name in STRUCTURE_PARAMETERS if parameters.get(name) is not None]
+    if parameters.get("json_object") is False:
+        given.remove("json_object")
     if len(given) > 1:
         raise InvalidRequest(f"{' and '.join(given)} are given together; an answer has one form")
     if not given:
@@ -258,6 +260,8 @@ def _stop_token_ids(value: object) -> frozenset[int]:
     ids = _parsed(value)
     if not isinstance(ids, list | tuple):
         raise InvalidRequest(f"stop_token_ids is {shown(value)}; it must be a list of integers")
+    if len(ids) > MAX_STOP_TOKENS:
+        raise InvalidRequest(f"stop_token_ids has {len(ids)} ids; the limit is {MAX_STOP_TOKENS}")
     return frozenset(integer("stop_token_ids holds a value that", token_id) for token_id in ids)
 
 

@@ -17,12 +17,12 @@ from fastapi.responses import JSONResponse
 from prometheus_client import exposition
 from starlette.middleware.cors import CORSMiddleware
 
-from model import __version__
 from model.checkpoint import CheckpointError
 from model.serving.batch import batch_router
 from model.serving.body import install_error_handlers
 from model.serving.describe import describe_router
 from model.serving.describer import Describer
+from model.serving.docs import docs_router
 from model.serving.job_runner import JobRunner
 from model.serving.jobs import MemoryJobStore
 from model.serving.jobs_http import jobs_router
@@ -67,11 +67,12 @@ def build_app(
     lag: LoopLag | None = None,
 ) -> FastAPI:
     """All HTTP routes; those of jobs only where something runs them."""
-    app = FastAPI(title="Qwen3-VL server", version=__version__, redoc_url=None)
+    app = FastAPI(openapi_url=None)
     registry = build_registry(model, lifecycle, jobs, lag)
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.get("/metrics", tags=["health"])
     async def metrics(request: Request) -> Response:
+        """What Prometheus reads."""
         encoder, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
         return Response(encoder(registry), headers={"content-type": content_type})
 
@@ -88,6 +89,7 @@ def build_app(
         app.include_router(jobs_router(jobs, describer, lifecycle, settings))
     app.include_router(openai_router(model, lifecycle, settings))
     app.include_router(ui_router(settings.server.ui_url))
+    app.include_router(docs_router(app, settings))
     install_error_handlers(app, error_body)
     if settings.server.cors_origins:
         app.add_middleware(

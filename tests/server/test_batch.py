@@ -179,6 +179,7 @@ def test_a_client_that_gives_up_waiting_cancels_all(server: RunningServer) -> No
             id="another number of prompts",
         ),
         pytest.param({"images": ["x"], "prompts": [5]}, "prompts holds a number", id="a prompt"),
+        pytest.param({"images": ["x"], "prompts": False}, "prompts holds a truth value", id="none"),
         pytest.param({"images": ["x"], "image": "x"}, "unknown field 'image'", id="a field"),
         pytest.param({"images": ["x"], "temperature": -1}, "temperature is -1", id="a value"),
         pytest.param({"images": ["x"], "max_tokens": 100_000}, "has 4096 tokens", id="the context"),

@@ -171,6 +171,8 @@ def test_whoever_waits_goes_before_a_job() -> None:
         ({"images": ["x"], "stream": True}, "a job has no stream"),
         ({"images": ["x"], "priority": 5}, "priority is 5; a job's must be from 6 to 9"),
         ({"images": ["x"], "priority": "x"}, "priority is 'x'; it must be an integer"),
+        ({"images": ["x"], "priority": False}, "priority is false; it must be an integer"),
+        ({"images": ["x"], "timeout_seconds": False}, "timeout_seconds is false; it must be"),
         ({"images": ["x"], "prompts": ["a", "b"]}, "prompts has 2 texts"),
     ],
 )

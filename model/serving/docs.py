@@ -1,0 +1,101 @@
+"""`/openapi.json`, and a page that shows it at `/api/docs` and `/docs`, without the internet.
+
+The page is Swagger UI as the package fastapi-offline carries it; nothing in it is loaded from
+elsewhere, which its Content-Security-Policy also forbids.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+import orjson
+from fastapi import APIRouter, Response
+from starlette.responses import RedirectResponse
+
+from model.errors import NotFound
+from model.serving.openapi import TITLE, build_document
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from model.settings import Settings
+
+# Relative, so that the page works behind a proxy that adds a prefix.
+PAGE: Final = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{TITLE}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<noscript>Without JavaScript there is <a href="../openapi.json">the document</a>.</noscript>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+# No validator: it would be sent this document's address, wherever the page is not on localhost.
+START: Final = """
+SwaggerUIBundle({
+  url: new URL("../openapi.json", window.location.href).href,
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  validatorUrl: null,
+});
+"""
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+ASSETS: Final = ("swagger-ui-bundle.js", "swagger-ui.css")
+
+
+def docs_router(app: FastAPI, settings: Settings) -> APIRouter:
+    """The routes; the description is of the app's routes when it is first asked for."""
+    router = APIRouter(tags=["docs"])
+
+    @cache
+    def document() -> bytes:
+        return orjson.dumps(build_document(app.routes, settings))
+
+    @router.get("/openapi.json")
+    async def openapi() -> Response:
+        """This description."""
+        return Response(document(), media_type="application/json")
+
+    @router.get("/api/docs")
+    async def page() -> Response:
+        """This description, to read and to try."""
+        headers = {"Content-Security-Policy": POLICY}
+        return Response(PAGE, media_type="text/html", headers=headers)
+
+    @router.get("/docs")
+    async def short() -> Response:
+        """The way to /api/docs."""
+        return RedirectResponse("api/docs")
+
+    @router.get("/api/docs/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        """A part of the page."""
+        return _asset(name)
+
+    return router
+
+
+@cache
+def _asset(name: str) -> Response:
+    if name == "start.js":
+        content = START.encode()
+    elif name in ASSETS:
+        content = (resources.files("fastapi_offline") / "static" / name).read_bytes()
+    else:
+        raise NotFound(f"/api/docs has no part {name[:80]!r}")
+    media_type = TYPES[name[name.rindex(".") :]]
+    return Response(content, media_type=media_type, headers={"Cache-Control": "max-age=3600"})
