@@ -93,6 +93,30 @@ vllm: ## Install vLLM's CPU build in .venv-vllm, the peer of `make bench` (once,
 	  cp $(VLLM_PINS) $(VLLM)/.installed; \
 	fi
 
+.PHONY: load-tools
+load-tools: ## Install perf_analyzer, aiperf and guidellm, each in an environment of its own (once)
+	@if ! cmp -s tests/bench/perf-analyzer-requirements.txt .venv-perf-analyzer/.installed; then \
+	  set -e; \
+	  $(PYTHON) -m pip install --quiet --no-deps --upgrade --target .venv-perf-analyzer \
+	    --only-binary=:all: --platform manylinux_2_38_$$(uname -m) \
+	    --requirement tests/bench/perf-analyzer-requirements.txt; \
+	  .venv-perf-analyzer/perf_analyzer/bin/perf_analyzer --version >/dev/null 2>&1 \
+	    || tests/bench/newer_libc.sh .venv-perf-analyzer/libraries; \
+	  cp tests/bench/perf-analyzer-requirements.txt .venv-perf-analyzer/.installed; \
+	fi
+	@for tool in aiperf guidellm; do \
+	  set -e; \
+	  if ! cmp -s tests/bench/$$tool-requirements.txt .venv-$$tool/.installed; then \
+	    test -x .venv-$$tool/bin/python || $(PYTHON) -m venv .venv-$$tool; \
+	    .venv-$$tool/bin/python -m pip install --quiet --no-deps --requirement tests/bench/$$tool-requirements.txt; \
+	    cp tests/bench/$$tool-requirements.txt .venv-$$tool/.installed; \
+	  fi; \
+	done
+
+.PHONY: load
+load: install ## Run them against the bundled server (5 minutes; `make load-tools` first)
+	$(BIN)/python -m tests.bench.load $(ARGS)
+
 .PHONY: evaluate
 evaluate: install ## Measure the bundled model on scenes it has not seen (minutes)
 	$(BIN)/python -m model.demo evaluate $(ARGS)
