@@ -19,7 +19,7 @@ from model.client.output import Result, json_line, take_up
 from model.client.pictures import NoPictures, UnreadablePicture, find_pictures
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from starlette.types import Receive, Scope, Send
@@ -117,23 +117,29 @@ class Slept:
             return await asker.ask({})
 
 
-LATER = datetime.now(UTC) + timedelta(seconds=100)
+def later() -> str:
+    """A date that is 100 seconds away when the test runs, not when it is collected."""
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
 
 
 @pytest.mark.parametrize(
     ("retry_after", "low", "high"),
     [
         pytest.param("7", 7, 7, id="seconds"),
-        pytest.param(format_datetime(LATER, usegmt=True), 90, 100, id="a date"),
+        pytest.param(later, 90, 100, id="a date"),
         pytest.param("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0, id="a date long gone"),
         pytest.param("soon", 0.5, 0.5, id="nonsense"),
         pytest.param("", 0.5, 0.5, id="nothing"),
     ],
 )
 async def test_retry_after_is_followed(
-    monkeypatch: pytest.MonkeyPatch, retry_after: str, low: float, high: float
+    monkeypatch: pytest.MonkeyPatch,
+    retry_after: str | Callable[[], str],
+    low: float,
+    high: float,
 ) -> None:
-    busy = httpx.Response(429, headers={"Retry-After": retry_after}, json={"error": "busy"})
+    value = retry_after if isinstance(retry_after, str) else retry_after()
+    busy = httpx.Response(429, headers={"Retry-After": value}, json={"error": "busy"})
     slept = Slept(monkeypatch, busy, httpx.Response(200, json={"description": "x"}))
     assert await slept.ask() == {"description": "x"}
     [pause] = slept.pauses
