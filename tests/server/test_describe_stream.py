@@ -160,11 +160,12 @@ def test_waiting_too_long_is_told_in_the_stream(
 
 
 def test_the_more_urgent_goes_first(crowded: RunningServer, sample_image: bytes) -> None:
-    ordinary = {"max_tokens": "50", "ignore_eos": "true"}
+    # Long enough that both others wait before it ends, on any machine.
+    long, short = {"max_tokens": "2000", "ignore_eos": "true"}, {"max_tokens": "5"}
     with (
-        streaming(crowded, sample_image, **ordinary) as running,
-        streaming(crowded, sample_image, **ordinary, priority="9") as late,
-        streaming(crowded, sample_image, **ordinary, priority="1") as early,
+        streaming(crowded, sample_image, **long) as running,
+        streaming(crowded, sample_image, **short, priority="9") as late,
+        streaming(crowded, sample_image, **short, priority="1") as early,
     ):
         ends = [list(events)[-1] for events in (running, early, late)]
     waited = [end["timings"]["queue_ms"] for end in ends]
