@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LONG_ANSWER = {"max_tokens": 300, "ignore_eos": True}
+NUM_TOKENS = 600
+LONG_ANSWER = {"max_tokens": NUM_TOKENS, "ignore_eos": True}
 
 
 def run_to_end(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -76,7 +77,7 @@ def test_sigterm_lets_http_and_grpc_finish_together(sample_image: bytes) -> None
         assert refusal_of_a_new_request(server, sample_image) == 503
         answers = [stream.result(60) for stream in streams]
         assert server.process.wait(60) == 0
-    assert answers == [(300, "length")] * 6
+    assert answers == [(NUM_TOKENS, "length")] * 6
 
 
 def test_a_second_signal_ends_it_at_once(sample_image: bytes) -> None:
@@ -93,7 +94,7 @@ def test_a_second_signal_ends_it_at_once(sample_image: bytes) -> None:
 
 def test_what_does_not_finish_in_time_is_told_that_it_was_cancelled(sample_image: bytes) -> None:
     with (
-        start_server("--server.drain-seconds", "0.2") as server,
+        start_server("--server.drain-seconds", "0.05") as server,
         ThreadPoolExecutor(1) as threads,
     ):
         stream = threads.submit(stream_over_http, server, sample_image)
@@ -101,7 +102,7 @@ def test_what_does_not_finish_in_time_is_told_that_it_was_cancelled(sample_image
         server.process.send_signal(signal.SIGTERM)
         num_tokens, reason = stream.result(30)
         assert server.process.wait(30) == 0
-    assert (num_tokens < 300, reason) == (True, "cancelled")
+    assert (num_tokens < NUM_TOKENS, reason) == (True, "cancelled")
 
 
 def test_sigterm_while_loading_ends_it() -> None:
