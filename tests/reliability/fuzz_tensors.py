@@ -7,6 +7,7 @@ planted: with a fault that few inputs meet.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from typing import Any
 
@@ -18,6 +19,8 @@ with atheris.instrument_imports(include=["model.serving"]):
 from model.errors import InvalidRequest
 from model.serving.v2_tensors import LENGTH_PREFIX_BYTES, Limits
 
+# What a body of a few KiB may make the process hold: a MemoryError beyond it is a fault found.
+MEMORY_BYTES = 2 << 30
 LIMITS = Limits(max_batch=32, max_images=8)
 # The first byte of an input: the rest is a whole body, or binary data behind a JSON that fits it.
 WHOLE, FRAMED = b"w", b"f"
@@ -64,6 +67,7 @@ def plant() -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     if "planted" in sys.argv:
         sys.argv.remove("planted")
         plant()
