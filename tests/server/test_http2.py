@@ -22,7 +22,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from model.serving.transport.http2 import STREAM_WINDOW_BYTES
+from model.serving.transport.http2 import FRAME_BYTES, STREAM_WINDOW_BYTES
+from model.serving.transport.http2_frames import FrameLengths
 from tests.server.http2_client import Http2Client
 from tests.server.transport_app import PIECE, served
 
@@ -271,6 +272,25 @@ async def test_what_is_no_http2_ends_the_connection(fault: Callable[[Http2Client
         assert client.goaway is not None
         assert client.goaway.error_code != ErrorCodes.NO_ERROR
         assert await (again := await raw(one)).answer(await again.request("/")) == b"hello"
+
+
+async def test_a_frame_over_the_limit_is_refused_before_it_comes() -> None:
+    async with served() as one:
+        client = await raw(one)
+        await client.wire.send(DataFrame(1, bytes(FRAME_BYTES + 1)).serialize()[:9])
+        await client.until_closed()
+        assert client.goaway is not None
+        assert client.goaway.error_code == ErrorCodes.FRAME_SIZE_ERROR
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 24, 1000])
+def test_lengths_of_frames_are_found_in_pieces_of_any_size(size: int) -> None:
+    good = bytes(24) + b"".join(DataFrame(1, bytes(n)).serialize() for n in (0, 5, 100, 30, 0))
+    for too_long in (False, True):
+        data = good + DataFrame(1, bytes(100 + too_long)).serialize()
+        lengths = FrameLengths(100)
+        pieces = [memoryview(data)[i : i + size] for i in range(0, len(data), size)]
+        assert all(lengths.allow(piece) for piece in pieces) is not too_long
 
 
 async def test_a_preface_that_goes_wrong_ends_the_connection() -> None:

@@ -31,13 +31,14 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 from model.serving.transport.allowance import Allowance
-from model.serving.transport.exchange import Exchange, make_scope
-from model.serving.transport.http1 import http_date
+from model.serving.transport.exchange import make_scope
+from model.serving.transport.http2_frames import FrameLengths
+from model.serving.transport.http2_stream import Http2Exchange
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-    from model.serving.transport.exchange import Head, Headers
+    from model.serving.transport.exchange import Headers
     from model.serving.transport.limits import ConnectionLimits
     from model.serving.transport.server import HttpServer
 
@@ -59,10 +60,6 @@ RESETS_PER_SECOND: Final = 50.0
 IDLE_FRAME_BURST: Final = 1000.0
 IDLE_FRAMES_PER_SECOND: Final = 50.0
 IDLE_FRAMES_PER_ANSWERS: Final = 3.0
-# Of HTTP/1.1's connection, which HTTP/2 has none of (RFC 9113, 8.2.2).
-CONNECTION_HEADERS: Final = frozenset(
-    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
-)
 MAX_STREAM_ID: Final = (1 << 31) - 1
 
 
@@ -73,6 +70,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._server = server
         self._limits = server.limits
         self._h2 = _state_machine(server.limits)
+        self._lengths = FrameLengths(FRAME_BYTES)
         self._streams: dict[int, Http2Exchange] = {}
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
@@ -105,14 +103,16 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Take what has come, a slice at a time."""
         try:
             for start in range(0, nbytes, SLICE_BYTES):
-                end = min(nbytes, start + SLICE_BYTES)
-                for event in self._h2.receive_data(self._server.buffer[start:end]):
+                piece = self._server.buffer[start : min(nbytes, start + SLICE_BYTES)]
+                if not self._lengths.allow(piece):
+                    raise Refused(ErrorCodes.FRAME_SIZE_ERROR)
+                for event in self._h2.receive_data(piece):
                     self._handle(event)
         except ProtocolError:
             # h2 has prepared the GOAWAY that says why.
             self._give_up()
-        except TooTiring:
-            self._write_goaway(self._h2.highest_inbound_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
+        except Refused as refused:
+            self._write_goaway(self._h2.highest_inbound_stream_id, refused.code)
             self._give_up()
         self.flush_soon()
 
@@ -283,7 +283,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _spend(self, allowance: Allowance) -> None:
         if not allowance.spend(time.monotonic()):
-            raise TooTiring
+            raise Refused(ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _write_goaway(self, last_stream_id: int, code: ErrorCodes) -> None:
         """By hand: h2 would take the connection for closed, and send no more answers."""
@@ -336,106 +336,12 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._timer = None
 
 
-class Http2Exchange(Exchange):
-    """A stream: a request of HTTP/2 and its answer.
+class Refused(Exception):
+    """A client has used up an allowance, or sends a frame that is too long."""
 
-    window_opened: set when the stream may send more
-    closes_connection: the app wants no more requests from here
-    """
-
-    def __init__(
-        self, connection: Http2Connection, stream_id: int, scope: Scope, send_idle_seconds: float
-    ) -> None:
-        super().__init__(scope)
-        self.stream_id = stream_id
-        self.window_opened = asyncio.Event()
-        self.closes_connection = False
-        self._connection = connection
-        self._h2 = connection.h2
-        self._send_idle_seconds = send_idle_seconds
-        expect = dict(scope["headers"]).get(b"expect", b"")
-        self._expects_continue = expect.lower() == b"100-continue"
-
-    def disconnect(self) -> None:
-        """The client is gone, and with it who would read and credit the rest."""
-        super().disconnect()
-        self._credit_unread()
-        self.window_opened.set()
-
-    async def _send_head(self, head: Head, data: bytes, more: bool) -> None:
-        connection = dict(head.headers).get(b"connection", b"")
-        self.closes_connection = connection.lower() == b"close"
-        fields = [(b":status", b"%d" % head.status), (b"date", http_date(int(time.time())))]
-        fields += [field for field in head.headers if field[0] not in CONNECTION_HEADERS]
-        self._h2.send_headers(self.stream_id, fields, end_stream=not data and not more)
-        self._connection.sent_frame(0)
-        if data:
-            await self._send_body(data, more)
-
-    async def _send_body(self, data: bytes, more: bool) -> None:
-        if not data and not more:
-            self._h2.end_stream(self.stream_id)
-        rest = memoryview(data)
-        while rest:
-            size = await self._sendable(len(rest))
-            if not size:
-                return
-            last = size == len(rest) and not more
-            self._h2.send_data(self.stream_id, bytes(rest[:size]), end_stream=last)
-            rest = rest[size:]
-            self._connection.sent_frame(size)
-
-    async def _sendable(self, wanted: int) -> int:
-        """How much may be sent now, once it is more than nothing; 0 when nothing ever will."""
-        while await self._connection.writable() and not self._gone:
-            window = self._h2.local_flow_control_window(self.stream_id)
-            size = min(wanted, window, self._h2.max_outbound_frame_size)
-            if size > 0:
-                return size
-            self.window_opened.clear()
-            try:
-                async with asyncio.timeout(self._send_idle_seconds):
-                    await self.window_opened.wait()
-            except TimeoutError:
-                self._reset(ErrorCodes.CANCEL)
-        return 0
-
-    def _wanted(self) -> None:
-        if self._expects_continue and not self._head_sent:
-            self._expects_continue = False
-            self._h2.send_headers(self.stream_id, [(b":status", b"100")])
-            self._connection.flush_soon()
-
-    def _taken(self, num_bytes: int) -> None:
-        self._h2.acknowledge_received_data(num_bytes, self.stream_id)
-        self._connection.flush_soon()
-
-    def _credit_unread(self) -> None:
-        """Give the connection back what nobody will read: other streams share its window."""
-        if self.num_unread:
-            self._taken(self.num_unread)
-            self._pieces.clear()
-            self.num_unread = 0
-
-    def _ended(self) -> None:
-        self._credit_unread()
-        if not self.body_ended and not self._gone:
-            # The answer is whole; the rest of the question is not needed.
-            self._h2.reset_stream(self.stream_id, ErrorCodes.NO_ERROR)
-        self._connection.ended(self)
-
-    def _abort(self) -> None:
-        if not self._gone:
-            self._reset(ErrorCodes.INTERNAL_ERROR)
-
-    def _reset(self, code: ErrorCodes) -> None:
-        self._h2.reset_stream(self.stream_id, code)
-        self.disconnect()
-        self._connection.ended(self)
-
-
-class TooTiring(Exception):
-    """A client has used up an allowance."""
+    def __init__(self, code: ErrorCodes) -> None:
+        super().__init__(code.name)
+        self.code = code
 
 
 def _state_machine(limits: ConnectionLimits) -> H2Connection:
