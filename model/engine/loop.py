@@ -56,7 +56,9 @@ class TokenStream:
     def __init__(self, engine: Engine, request_id: str) -> None:
         self.request_id = request_id
         self._engine = engine
-        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        # Not an asyncio.Queue: that costs more than all else that is done here for a token.
+        self._events: deque[TokenEvent] = deque()
+        self._waiting: asyncio.Future[None] | None = None
         self._over = False
 
     def __aiter__(self) -> TokenStream:
@@ -65,7 +67,13 @@ class TokenStream:
     async def __anext__(self) -> TokenEvent:
         if self._over:
             raise StopAsyncIteration
-        event = await self._events.get()
+        while not self._events:
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        event = self._events.popleft()
         self._over = event.finish_reason is not None
         return event
 
@@ -76,7 +84,9 @@ class TokenStream:
             self._engine.abort(self.request_id, reason)
 
     def _deliver(self, event: TokenEvent) -> None:
-        self._events.put_nowait(event)
+        self._events.append(event)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 class Engine:

@@ -274,7 +274,7 @@ async def test_a_large_step_is_told_in_order_with_turns_for_others_in_between() 
     turns: list[int] = []
 
     def look() -> None:
-        turns.append(sum(not stream._events.empty() for stream in streams))
+        turns.append(sum(bool(stream._events) for stream in streams))
         if turns[-1] < num:
             asyncio.get_running_loop().call_soon(look)
 

@@ -188,7 +188,8 @@ class Exchange(ABC):
         if self._head is None or self.answered:
             raise WrongAnswer(f"{message['type']} was sent before the head or after the end")
         data, more = message.get("body", b""), message.get("more_body", False)
-        self._check_length(self._head, len(data), more)
+        if self._head.content_length is not None:
+            self._check_length(self._head.content_length, len(data), more)
         if self._gone:
             # An app that has not noticed yet must not keep the event loop to itself.
             await asyncio.sleep(0)
@@ -218,10 +219,9 @@ class Exchange(ABC):
             NUM_RECEIVED: self.num_received,
         }
 
-    def _check_length(self, head: Head, num_bytes: int, more: bool) -> None:
+    def _check_length(self, announced: int, num_bytes: int, more: bool) -> None:
         self._num_sent += num_bytes
-        announced = head.content_length
-        if announced is None or self._bodyless:
+        if self._bodyless:
             return
         if self._num_sent > announced or (not more and self._num_sent < announced):
             raise WrongAnswer(f"{self._num_sent} bytes were sent, {announced} announced")
