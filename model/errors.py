@@ -74,6 +74,13 @@ class BodyTimeout(InvalidRequest):
         )
 
 
+class SlowReader(ServingError):
+    """The client takes nothing of its answer, and so cannot be told this either."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing of the answer was read for {seconds:g} s, the limit")
+
+
 class UnsupportedMediaType(InvalidRequest):
     """A body or an encoding of a kind that this route does not read."""
 

@@ -212,7 +212,7 @@ class RequestSettings(Section):
     send_idle_seconds: float = Field(
         60.0,
         gt=0,
-        description="how long a client may read nothing of its HTTP answer: then it is cut off, "
+        description="how long a client may read nothing of its answer: then it is cut off, "
         "since what it does not take is memory here",
     )
     max_batch: int = Field(32, ge=1, description="prompts in one V2 request or one batch")

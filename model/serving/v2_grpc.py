@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from model.errors import GrpcStatus, ServingError, Unsupported
+from model.errors import GrpcStatus, ServingError, SlowReader, Unsupported
 from model.serving.body import INTERNAL_ERROR
 from model.serving.grpc_health import STOPPING, HealthServicer
 from model.serving.v2_grpc_codec import (
@@ -105,6 +105,7 @@ class V2Servicer:
         self._lifecycle = lifecycle
         self._limits = Limits.of(settings)
         self._max_in_flight = settings.engine.max_sequences
+        self._send_idle_seconds = settings.request.send_idle_seconds
         self._draining = asyncio.Event()
         lifecycle.listen(self._on_phase)
         self._on_phase(lifecycle.phase)
@@ -167,7 +168,11 @@ class V2Servicer:
 
         async def write(message: Message) -> None:
             async with write_lock:
-                await context.write(message)
+                try:
+                    async with asyncio.timeout(self._send_idle_seconds):
+                        await context.write(message)
+                except TimeoutError as e:
+                    raise SlowReader(self._send_idle_seconds) from e
 
         async def answer(request: bytes) -> None:
             try:
@@ -175,14 +180,20 @@ class V2Servicer:
             finally:
                 slots.release()
 
-        async with asyncio.TaskGroup() as group:
-            while True:
-                # Taken before reading: a client that sends faster is held back by flow control.
-                await slots.acquire()
-                request = await self._next(requests)
-                if request is None:
-                    break
-                group.create_task(answer(request))
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    # Taken before reading: a client that sends faster is held back by flow control.
+                    await slots.acquire()
+                    request = await self._next(requests)
+                    if request is None:
+                        break
+                    group.create_task(answer(request))
+        except* SlowReader as slow:
+            # gRPC takes no status behind a message that waits, and keeps the message until the
+            # client goes; all that is ours ends here.
+            logger.warning("a stream is given up: %s", slow.exceptions[0])
+            raise asyncio.CancelledError from None
         if self._draining.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
 
@@ -218,6 +229,8 @@ class V2Servicer:
             if wants_final:
                 head.parameters[FINAL].bool_param = True
                 await write(stream_response(infer_response=head))
+        except SlowReader:
+            raise
         except Exception as e:  # one request's failure must not end the others' stream
             text = str(e) if isinstance(e, ServingError) else INTERNAL_ERROR
             if not isinstance(e, ServingError):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Http2Client:
-    """Keeps what it is told: bodies, statuses, resets, the end.
+    """Keeps what it is told: bodies, statuses, trailers, resets, the end.
 
     acknowledges: gives the server the window back for what it has read
     """
@@ -31,6 +31,7 @@ class Http2Client:
         self.acknowledges = acknowledges
         self.bodies: dict[int, bytes] = defaultdict(bytes)
         self.headers: dict[int, dict[str, str]] = {}
+        self.trailers: dict[int, dict[str, str]] = {}
         self.informational: list[int] = []
         self.ended: set[int] = set()
         self.resets: dict[int, int] = {}
@@ -117,6 +118,8 @@ class Http2Client:
                 self.informational.append(int(dict(event.headers)[":status"]))
             case h2.events.ResponseReceived():
                 self.headers[event.stream_id] = dict(event.headers)
+            case h2.events.TrailersReceived():
+                self.trailers[event.stream_id] = dict(event.headers)
             case h2.events.DataReceived():
                 self.bodies[event.stream_id] += event.data
                 if self.acknowledges:
