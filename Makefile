@@ -59,6 +59,11 @@ ui-install: ## Make the page's own environment in .venv-ui (done by `make ui` wh
 test: install ## Run the tests (no GPU, no downloads)
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: install ## Run the tests on a real Kubernetes control plane (root, Go, iproute2, nftables, prometheus)
+	$(BIN)/python -m tests.cluster.tools --running
+	$(BIN)/python -m pytest tests/cluster --timeout 600 $(ARGS)
+
 .PHONY: lint
 lint: install ## Format check, ruff, mypy --strict, import floors
 	$(BIN)/ruff format --check .

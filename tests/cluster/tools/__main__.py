@@ -18,8 +18,12 @@ from tests.cluster.tools.requirements import missing
 
 def main() -> int:
     """Make what was asked for; 1 where something is missing or does not build."""
-    names = _parse()
-    lacking = missing(building=any(name not in PROGRAMS or find(name) is None for name in names))
+    given = _parse()
+    names: list[str] = given.names
+    lacking = missing(
+        building=any(name not in PROGRAMS or find(name) is None for name in names),
+        running=given.running,
+    )
     if lacking:
         print("\n".join(lacking), file=sys.stderr)
         return 1
@@ -34,17 +38,23 @@ def main() -> int:
     return 0
 
 
-def _parse() -> list[str]:
+def _parse() -> argparse.Namespace:
     known = [*PROGRAMS, *(f"src/{name}" for name in SOURCES)]
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.tools", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="name", help=f"some of {', '.join(known)} (default: all)"
     )
-    names: list[str] = parser.parse_args().names
-    for name in names:
+    parser.add_argument(
+        "--running",
+        action="store_true",
+        help="first say what the machine lacks to run a cluster, and make nothing then",
+    )
+    given = parser.parse_args()
+    for name in given.names:
         if name not in known:
             parser.error(f"{name!r} is no tool; known: {', '.join(known)}")
-    return names or known
+    given.names = given.names or known
+    return given
 
 
 if __name__ == "__main__":

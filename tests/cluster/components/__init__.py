@@ -1,0 +1,1 @@
+"""What is installed into the cluster on demand, each from upstream's own manifests."""

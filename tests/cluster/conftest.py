@@ -1,0 +1,45 @@
+"""One cluster for all tests of a session; each further part of it starts when first asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.components.kserve import KServe, install_kserve
+from tests.cluster.machine.outside import running_machine
+from tests.cluster.tools.requirements import missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A control plane and two nodes (`node-1`, `node-2`); see `Cluster` for what it can do."""
+    lacking = missing(running=True)
+    if lacking:
+        pytest.fail("\n".join(["the cluster tests cannot run here:", *lacking]), pytrace=False)
+    with running_machine(tmp_path_factory.mktemp("cluster")) as machine:
+        running = Cluster(machine)
+        yield running
+        running.api.close()
+        assert machine.lost == [], "these ended by themselves"
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of the test's own; gone, with all its pods, when the test ends."""
+    with cluster.namespace() as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def kserve(cluster: Cluster) -> KServe:
+    """KServe's controller and webhooks in namespace `kserve`, mode Standard by default.
+
+    The CRDs of the Gateway API, the inference extension, Knative and KEDA are there too, since it
+    decides by them at its start what it watches.
+    """
+    return install_kserve(cluster)
