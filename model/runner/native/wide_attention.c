@@ -16,6 +16,9 @@
 /* Keys that are packed at once. */
 #define KEY_BLOCK 512
 #define MAX_GROUP 32
+/* Tokens from one that is packed to one that is called for. */
+#define AHEAD 12
+#define LOG2_E 1.44269504f
 
 /* One sequence's queries: rows [first_row, first_row + num_tokens) of the batch, the first of them
  * token `start` of its sequence. table: its pages, or -1: its keys are the batch's rows themselves,
