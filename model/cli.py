@@ -26,9 +26,16 @@ def _describe(arguments: Seq[str]) -> int:
     return main(arguments, os.environ)
 
 
+def _canary(arguments: Seq[str]) -> int:
+    from model.canary.__main__ import main
+
+    return main(arguments, "qwen3-vl canary")
+
+
 COMMANDS: Final[dict[str, tuple[Callable[[Seq[str]], int], str]]] = {
     "serve": (_serve, "run the server: V2 over HTTP and gRPC, OpenAI's API, describe"),
     "describe": (_describe, "describe pictures: ask a server, or a model in this process"),
+    "canary": (_canary, "roll a new version out on Kubernetes by steps, and back by itself"),
 }
 
 

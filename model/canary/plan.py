@@ -11,7 +11,7 @@ from typing import TypeAlias, assert_never
 
 from pydantic import Field, field_validator
 
-from model.canary.frozen import Frozen
+from model.canary.frozen import Frozen, Instant
 from model.canary.gates import Figures, Gates, Measured, Outcome, Unknown, judge
 
 
@@ -51,7 +51,7 @@ class Progress(Frozen):
     """
 
     step: int = Field(0, ge=0)
-    step_started_at: float
+    step_started_at: Instant
     paused: bool = False
     num_failing: int = Field(0, ge=0)
     baseline: Measured | None = None
