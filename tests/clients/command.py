@@ -22,6 +22,7 @@ DESCRIPTIONS = {
     one["image"]: one["answer"] for one in CAPTIONS if one["prompt"] == "Describe this image."
 }
 FIRST = DESCRIPTIONS[SAMPLES[0].name]
+NOWHERE = "http://127.0.0.1:1"
 LONG = ("--max-tokens", "3000", "--ignore-eos")
 
 
