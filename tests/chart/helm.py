@@ -60,9 +60,15 @@ def render(
     namespace: str = NAMESPACE,
 ) -> list[Object]:
     """Every object of a release with these values, hooks included; raises HelmError."""
-    command = ("template", release, str(CHART), "--namespace", namespace, "--values", "-")
-    text = helm(*command, *arguments, stdin=yaml.safe_dump(dict(values or {})))
+    text = _template(yaml.safe_dump(dict(values or {})), release, namespace, *arguments)
     return [one for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one]
+
+
+@cache
+def _template(values: str, release: str, namespace: str, *arguments: str) -> str:
+    """The release's text; the same values are rendered once for all tests."""
+    command = ("template", release, str(CHART), "--namespace", namespace, "--values", "-")
+    return helm(*command, *arguments, stdin=values)
 
 
 def named(objects: list[Object], kind: str, name: str = FULLNAME) -> Object:

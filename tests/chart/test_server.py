@@ -45,10 +45,13 @@ def served(objects: list[dict[str, Any]]) -> Settings:
 
 def test_nothing_set_installs_the_bundled_model_without_a_gpu() -> None:
     objects = render()
-    assert kinds(objects) == sorted(
-        f"{kind}/{FULLNAME}"
-        for kind in ("InferenceService", "NetworkPolicy", "PodDisruptionBudget", "ServiceAccount")
-    )
+    assert kinds(objects) == [
+        f"InferenceService/{FULLNAME}",
+        f"NetworkPolicy/{FULLNAME}",
+        f"Pod/{FULLNAME}-test",
+        f"PodDisruptionBudget/{FULLNAME}",
+        f"ServiceAccount/{FULLNAME}",
+    ]
     assert served(objects).model == Settings().model
     assert "nvidia.com/gpu" not in json.dumps(objects)
 

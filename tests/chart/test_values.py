@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 DEFAULTS = yaml.safe_load(VALUES.read_text())
 # What is Kubernetes' own, or free: its inside is not the chart's to name.
 OPAQUE = frozenset(
-    {"affinity", "autoscaling.behavior", "podSecurityContext", "resources", "securityContext"}
+    {
+        "affinity",
+        "autoscaling.behavior",
+        "monitoring.dashboard.labels",
+        "page.resources",
+        "picker.resources",
+        "podSecurityContext",
+        "resources",
+        "securityContext",
+    }
 )
 
 

@@ -4,6 +4,8 @@
 {{- include "qwen3-vl.validatePod" . -}}
 {{- include "qwen3-vl.validateScaling" . -}}
 {{- include "qwen3-vl.validateKnative" . -}}
+{{- include "qwen3-vl.validateRouting" . -}}
+{{- include "qwen3-vl.validateAuth" . -}}
 {{- end -}}
 
 {{- define "qwen3-vl.validateModel" -}}
@@ -80,7 +82,76 @@
 {{- if ne .Values.autoscaling.mode "none" -}}
 {{- fail (printf "deploymentMode is Knative, which scales by itself (values: knative), but autoscaling.mode is %s: set it to none" .Values.autoscaling.mode) -}}
 {{- end -}}
+{{- if .Values.routing.enabled -}}
+{{- fail "deploymentMode is Knative, which routes by itself, but routing.enabled is true: set it to false, and exposeByKserve to true" -}}
+{{- end -}}
 {{- else if not (kindIs "invalid" .Values.knative.canaryTrafficPercent) -}}
 {{- fail "knative.canaryTrafficPercent is set, but deploymentMode is Standard, where KServe ignores it: use routing.canary" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "qwen3-vl.validateRouting" -}}
+{{- $routing := .Values.routing -}}
+{{- $gateway := $routing.gateway -}}
+{{- if $routing.enabled -}}
+{{- if .Values.exposeByKserve -}}
+{{- fail "routing.enabled and exposeByKserve are both true: two sets of routes for the same paths; take one out" -}}
+{{- end -}}
+{{- if and (not $gateway.create) (empty $gateway.name) -}}
+{{- fail "routing.gateway.create is false: name the Gateway in routing.gateway.name" -}}
+{{- end -}}
+{{- if and $gateway.create $gateway.namespace (ne $gateway.namespace .Release.Namespace) -}}
+{{- fail (printf "routing.gateway.namespace is %s, but the chart makes the Gateway in the release's, %s: take one out" $gateway.namespace .Release.Namespace) -}}
+{{- end -}}
+{{- if and (include "qwen3-vl.routesPerPool" .) (ne (include "qwen3-vl.gatewayNamespace" .) .Release.Namespace) -}}
+{{- fail (printf "routing.backend is pool with controller envoy: its EnvoyPatchPolicy must be in the Gateway's namespace, %s; install the release there, or use routing.backend service" (include "qwen3-vl.gatewayNamespace" .)) -}}
+{{- end -}}
+{{- if and (not $gateway.create) $routing.tls.secretName -}}
+{{- fail "routing.tls is for a Gateway that the chart makes, but routing.gateway.create is false: set TLS at that Gateway" -}}
+{{- end -}}
+{{- if and $routing.tls.issuer (empty $routing.tls.secretName) -}}
+{{- fail "routing.tls.issuer is set: name the Secret that it makes in routing.tls.secretName" -}}
+{{- end -}}
+{{- if and $gateway.create $routing.grpc.enabled (eq (int $gateway.ports.http) (int $gateway.ports.grpc)) -}}
+{{- fail (printf "routing.gateway.ports.http and .grpc are both %d: give each its own" (int $gateway.ports.http)) -}}
+{{- end -}}
+{{- if and $routing.tls.secretName $routing.tls.redirect (eq (int $gateway.ports.http) 80) -}}
+{{- fail "routing.tls.redirect answers on port 80, but routing.gateway.ports.http is 80 too: set it to 443, or the redirect to false" -}}
+{{- end -}}
+{{- if and (not $gateway.create) $routing.grpc.enabled (eq $gateway.listeners.http $gateway.listeners.grpc) (eq (toJson (default $routing.hostnames $routing.grpc.hostnames)) (toJson $routing.hostnames)) -}}
+{{- fail (printf "routing.gateway.listeners.http and .grpc are both %s, and the host names are the same: a listener takes one kind of route a host; name another listener, set routing.grpc.hostnames, or routing.grpc.enabled to false" $gateway.listeners.http) -}}
+{{- end -}}
+{{- if and $routing.canary.name (include "qwen3-vl.routesPerPool" .) -}}
+{{- fail "routing.canary.name is set with pools behind controller envoy, where a picker's choice cannot be weighted: use routing.backend service while there is a canary" -}}
+{{- end -}}
+{{- if eq $routing.canary.name (include "qwen3-vl.fullname" .) -}}
+{{- fail (printf "routing.canary.name is %s, which is this release's own InferenceService" $routing.canary.name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (int $routing.canary.weightPercent) (empty $routing.canary.name) -}}
+{{- fail (printf "routing.canary.weightPercent is %d: name the InferenceService in routing.canary.name" (int $routing.canary.weightPercent)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "qwen3-vl.validateAuth" -}}
+{{- $auth := .Values.auth -}}
+{{- $controller := .Values.routing.gateway.controller -}}
+{{- if and $auth.apiKeys.keys $auth.apiKeys.existingSecret -}}
+{{- fail "auth.apiKeys has keys and an existingSecret: take one out" -}}
+{{- end -}}
+{{- if and (include "qwen3-vl.authenticates" .) (not .Values.routing.enabled) -}}
+{{- fail "auth is checked at the Gateway, but routing.enabled is false: nobody would check it" -}}
+{{- end -}}
+{{- if and (include "qwen3-vl.apiKeySecret" .) (ne $controller "envoy") -}}
+{{- fail (printf "auth.apiKeys needs routing.gateway.controller envoy; %s checks no keys" $controller) -}}
+{{- end -}}
+{{- if $auth.jwt.issuer -}}
+{{- if not (has $controller (list "envoy" "istio")) -}}
+{{- fail (printf "auth.jwt needs routing.gateway.controller envoy or istio; %s checks no tokens" $controller) -}}
+{{- else if empty $auth.jwt.jwksUri -}}
+{{- fail "auth.jwt.issuer is set: name where its keys are in auth.jwt.jwksUri" -}}
+{{- else if and (eq $controller "istio") (not .Values.routing.gateway.create) -}}
+{{- fail "auth.jwt with controller istio hangs on the Gateway, and would bind others' routes too: let the chart make the Gateway" -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
