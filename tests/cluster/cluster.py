@@ -156,6 +156,13 @@ class Cluster:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe(namespace)}") from None
 
+    def crash(self, namespace: str, name: str, container: str | None = None) -> None:
+        """SIGKILL to a container's process (default: the pod's first container); it restarts."""
+        pod = self.api.get(f"/api/v1/namespaces/{namespace}/pods/{name}")["spec"]
+        container = container or pod["containers"][0]["name"]
+        node = f"/api/v1/nodes/{pod['nodeName']}/proxy"
+        self.api.create(f"{node}/crash/{namespace}/{name}/{container}", {})
+
     def add_image(self, reference: str, image: Image) -> None:
         """Let pods use another image: what it runs is said by `image`."""
         add_image(self.machine.folder, reference, image)

@@ -43,7 +43,8 @@ def inference_service(
             "name": name,
             "annotations": {
                 "serving.kserve.io/deploymentMode": "Standard",
-                "serving.kserve.io/autoscalerClass": "external",
+                # With the class "external" minReplicas would not reach the Deployment.
+                "serving.kserve.io/autoscalerClass": "none",
             },
             "labels": {"networking.kserve.io/visibility": "cluster-local"},
         },

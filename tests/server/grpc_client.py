@@ -29,11 +29,12 @@ class Stub:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = self._methods[name]
         kind = self._channel.stream_stream if method.client_streaming else self._channel.unary_unary
-        return kind(
+        call: Callable[..., Any] = kind(
             f"/{SERVICE}/{name}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=message_class(method.output_type.name).FromString,
         )
+        return call
 
     def raw(self, name: str, data: bytes, **options: object) -> bytes:
         """Call a unary method with bytes of any kind."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from tests.cluster.node.api import Api, ApiError, Json
-from tests.cluster.node.logs import PORT, serve_logs
+from tests.cluster.node.endpoint import PORT, serve_endpoint
 from tests.cluster.node.network import AddressPool, PodNetwork
 from tests.cluster.node.pod import Pod
 from tests.cluster.node.sandbox import Sandbox
@@ -45,7 +45,7 @@ class Agent:
     def run(self) -> None:
         """Be the node; never return."""
         self._register()
-        serve_logs(self._host, self._folder, self._find_container)
+        serve_endpoint(self._host, self._folder, self._find_container)
         threading.Thread(target=self._keep_lease, daemon=True).start()
         self._api.follow(
             "/api/v1/pods", self._on_change, fieldSelector=f"spec.nodeName={self._name}"

@@ -1,4 +1,4 @@
-"""A kubelet's log endpoint, so that `kubectl logs` works."""
+"""A node's HTTPS endpoint: logs as a kubelet gives them to `kubectl logs`, and a way to crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PORT: Final = 10250
 LOOK_SECONDS: Final = 0.2
-NUM_PATH_PARTS: Final = 4  # containerLogs, namespace, pod, container
+NUM_PATH_PARTS: Final = 4  # action, namespace, pod, container
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -25,21 +25,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """`/containerLogs/<namespace>/<pod>/<container>?tailLines=…&follow=true`."""
-        url = urlsplit(self.path)
-        parts = url.path.strip("/").split("/")
-        asked = parse_qs(url.query)
-        if len(parts) != NUM_PATH_PARTS or parts[0] != "containerLogs":
-            self.send_error(404)
-            return
-        container = type(self).find(*parts[1:])
-        if container is None or not container.log_file.exists():
+        container = self._container("containerLogs")
+        if container is not None and container.log_file.exists():
+            self._begin()
+            self._write(container, parse_qs(urlsplit(self.path).query))
+        else:
+            self.send_error(404, "no such container")
+
+    def do_POST(self) -> None:
+        """`/crash/<namespace>/<pod>/<container>`: SIGKILL to its first process."""
+        container = self._container("crash")
+        if container is None:
             self.send_error(404, "no such container")
             return
+        container.kill()
+        self._begin()
+        self.wfile.write(b"{}")
+
+    def _container(self, action: str) -> Container | None:
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        if len(parts) != NUM_PATH_PARTS or parts[0] != action:
+            return None
+        return type(self).find(*parts[1:])
+
+    def _begin(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Connection", "close")
         self.end_headers()
-        self._write(container, asked)
 
     def _write(self, container: Container, asked: dict[str, list[str]]) -> None:
         with container.log_file.open("rb") as log:
@@ -57,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def serve_logs(
+def serve_endpoint(
     address: str, folder: Path, find: Callable[[str, str, str], Container | None]
 ) -> None:
     """Answer at the node's address, in a thread; `find(namespace, pod, container)`."""
