@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.components.gateway import GatewayController, install_gateway
 from tests.cluster.components.kserve import KServe, install_kserve
 from tests.cluster.machine.outside import running_machine
 from tests.cluster.tools.requirements import missing
@@ -43,3 +44,13 @@ def kserve(cluster: Cluster) -> KServe:
     decides by them at its start what it watches.
     """
     return install_kserve(cluster)
+
+
+@pytest.fixture(scope="session")
+def gateway(cluster: Cluster, kserve: KServe) -> GatewayController:
+    """Envoy Gateway in `envoy-gateway-system`, GatewayClass `envoy`; see `create` and `address`.
+
+    After KServe, whose CRDs of the Gateway API it shares.
+    """
+    del kserve
+    return install_gateway(cluster)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import yaml
 
 from tests.cluster.cluster import condition
+from tests.cluster.components.crds import apply_crds, crds_of
 from tests.cluster.machine.certificates import Authority
 from tests.cluster.tools.cache import sources
 
@@ -25,12 +26,7 @@ WEBHOOK_SECRET: Final = "kserve-webhook-server-cert"
 CERT_MANAGER: Final = "cert-manager.io/"
 WEBHOOKS: Final = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 # By what is there at its start the controller decides what it watches.
-CRDS: Final = {
-    "gateway-api": "crds",
-    "inference-extension": "crds",
-    "knative": "crds",
-    "keda": "crds",
-}
+CRDS: Final = ("gateway-api", "inference-extension", "knative", "keda")
 INGRESS: Final = {
     "enableGatewayApi": True,
     "disableIstioVirtualHost": True,
@@ -68,7 +64,8 @@ def inference_service(namespace: str, name: str) -> str:
 
 def install_kserve(cluster: Cluster) -> KServe:
     """Install CRDs, controller and webhooks; return when an InferenceService can be applied."""
-    _apply_crds(cluster)
+    crds = cluster.helm("template", "kserve-crd", str(sources("kserve") / "crds"))
+    apply_crds(cluster, crds, *(crds_of(source) for source in CRDS))
     rendered = cluster.helm(
         "template", "kserve", str(sources("kserve") / "resources"), "-n", NAMESPACE
     )
@@ -88,25 +85,6 @@ def install_kserve(cluster: Cluster) -> KServe:
 
 
 _STORAGE: Final = "ClusterStorageContainer"
-
-
-def _apply_crds(cluster: Cluster) -> None:
-    charts = cluster.helm("template", "kserve-crd", str(sources("kserve") / "crds"))
-    names = []
-    for source, folder in CRDS.items():
-        for path in sorted((sources(source) / folder).glob("*.yaml")):
-            if path.name != "kustomization.yaml":
-                charts += f"\n---\n{path.read_text()}"
-    crds = [
-        one
-        for one in yaml.safe_load_all(charts)
-        if one and one["kind"] == "CustomResourceDefinition"
-    ]
-    cluster.apply(crds)
-    names = [one["metadata"]["name"] for one in crds]
-    cluster.kubectl(
-        "wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in names)
-    )
 
 
 def _adapted(one: Json) -> Json:

@@ -199,6 +199,8 @@ class Container(threading.Thread):
             command,
         )
         with self.log_file.open("ab") as log:
+            # A program may open /dev/stdout anew, as whatever user it runs.
+            self.log_file.chmod(0o666)
             return subprocess.Popen(
                 [
                     *("nsenter", f"--net=/run/netns/{sandbox.network.name}", "unshare", "--mount"),
