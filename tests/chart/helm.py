@@ -60,13 +60,23 @@ def render(
     namespace: str = NAMESPACE,
 ) -> list[Object]:
     """Every object of a release with these values, hooks included; raises HelmError."""
-    text = _template(yaml.safe_dump(dict(values or {})), release, namespace, *arguments)
+    text = template(values, *arguments, release=release, namespace=namespace)
     return [one for one in yaml.load_all(text, Loader=yaml.CSafeLoader) if one]
+
+
+def template(
+    values: Mapping[str, Any] | None = None,
+    *arguments: str,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
+) -> str:
+    """The release's YAML; raises HelmError."""
+    return _template(yaml.safe_dump(dict(values or {})), release, namespace, *arguments)
 
 
 @cache
 def _template(values: str, release: str, namespace: str, *arguments: str) -> str:
-    """The release's text; the same values are rendered once for all tests."""
+    """The same values are rendered once for all tests."""
     command = ("template", release, str(CHART), "--namespace", namespace, "--values", "-")
     return helm(*command, *arguments, stdin=values)
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chart.combinations import COMBINATIONS, Values, files
-from tests.chart.generate import CHART
-from tests.chart.helm import NAMESPACE, Object, helm, named, render
+from tests.chart.helm import NAMESPACE, Object, named, render
 from tests.chart.schemas import errors_of
 
 ALL = {**COMBINATIONS, **files()}
@@ -104,13 +103,6 @@ def test_no_pod_of_ours_is_more_than_it_must_be(values: Values) -> None:
             assert context["allowPrivilegeEscalation"] is False
             assert context["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["limits"]["memory"]
-
-
-@pytest.mark.parametrize("path", sorted(CHART.glob("values-*.yaml")), ids=lambda path: path.stem)
-def test_lint_has_nothing_against_the_values_files(path: Any) -> None:
-    assert "1 chart(s) linted, 0 chart(s) failed" in helm(
-        "lint", "--strict", str(CHART), "--values", str(path)
-    )
 
 
 def test_the_schemas_refuse_what_they_do_not_know() -> None:

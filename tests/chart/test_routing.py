@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -192,7 +193,8 @@ def test_envoy_asks_each_picker_for_the_whole_route_of_its_pool() -> None:
         ]
         [processor] = spec["extProc"]
         assert processor["processingMode"] == {"request": {"body": "FullDuplexStreamed"}}
-        assert processor["failOpen"] is True
+        # Envoy Gateway's own rule; the patch below says otherwise to Envoy.
+        assert processor["failOpen"] is False
         # Else a dead picker fails bodies with 500, whatever failOpen says.
         assert processor["backendSettings"]["healthCheck"]["active"]["type"] == "GRPC"
         assert processor["backendSettings"]["healthCheck"]["panicThreshold"] == 0
@@ -203,9 +205,26 @@ def test_envoy_asks_each_picker_for_the_whole_route_of_its_pool() -> None:
         assert "--health-checking=true" in args
 
 
+def patched(objects: list[Object], kind: str) -> list[Object]:
+    spec = named(objects, "EnvoyPatchPolicy", f"{FULLNAME}-picked")["spec"]
+    return [patch for patch in spec["jsonPatches"] if patch["type"].endswith(f".{kind}")]
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_envoy_lets_requests_pass_while_a_picker_is_away_where_it_may(opens: bool) -> None:
+    objects = render({"routing": routing("envoy", "pool"), "picker": {"failOpen": opens}})
+    listeners = {
+        re.search(r"-(\w+)/extproc/0", patch["operation"]["jsonPath"])[1]: patch["name"]
+        for patch in patched(objects, "Listener")
+    }
+    gateway = f"{NAMESPACE}/{FULLNAME}"
+    expected = {"openai": "http", "v2": "http", "grpc": "grpc"} if opens else {}
+    assert listeners == {pool: f"{gateway}/{listener}" for pool, listener in expected.items()}
+
+
 def test_envoy_s_patches_name_the_clusters_of_the_picked_rules() -> None:
     objects = routed("envoy")
-    patches = named(objects, "EnvoyPatchPolicy", f"{FULLNAME}-picked")["spec"]["jsonPatches"]
+    patches = patched(objects, "Cluster")
     expected = {
         f"{route['kind'].lower()}/{NAMESPACE}/{route['metadata']['name']}/rule/{index}"
         for route in of_kind(objects, "HTTPRoute") + of_kind(objects, "GRPCRoute")

@@ -57,15 +57,20 @@ true
 {{- default .Release.Namespace .Values.routing.gateway.namespace -}}
 {{- end -}}
 
+{{/* The listener of a kind of route: [root, http or grpc]. */}}
+{{- define "qwen3-vl.listener" -}}
+{{- $gateway := (index . 0).Values.routing.gateway -}}
+{{- ternary (index . 1) (get $gateway.listeners (index . 1)) $gateway.create -}}
+{{- end -}}
+
 {{/* The Gateway and listener that a route hangs on: [root, http or grpc]. */}}
 {{- define "qwen3-vl.parentRefs" -}}
 {{- $root := index . 0 -}}
-{{- $gateway := $root.Values.routing.gateway -}}
 - group: gateway.networking.k8s.io
   kind: Gateway
   name: {{ include "qwen3-vl.gatewayName" $root }}
   namespace: {{ include "qwen3-vl.gatewayNamespace" $root }}
-  sectionName: {{ ternary (index . 1) (get $gateway.listeners (index . 1)) $gateway.create }}
+  sectionName: {{ include "qwen3-vl.listener" . }}
 {{- end -}}
 
 {{/* Matches of a group: exact paths, then prefixes. */}}
@@ -79,15 +84,17 @@ true
 {{- end -}}
 
 {{/* The backends of a rule, the canary's beside ours where there is one:
-     root, pool (empty: KServe's Service), port of the Service. */}}
+     root, pool (empty: KServe's Service), port of the Service. The weight of a backend alone is written out, as the
+     cluster and the canary tool do: server-side apply finds a difference, and a conflict, in a default that is left out. */}}
 {{- define "qwen3-vl.backendRefs" -}}
 {{- $it := . -}}
 {{- $canary := .root.Values.routing.canary -}}
-{{- $weights := dict (include "qwen3-vl.fullname" .root) (sub 100 (int $canary.weightPercent)) -}}
-{{- $names := list (include "qwen3-vl.fullname" .root) -}}
+{{- $stable := include "qwen3-vl.fullname" .root -}}
+{{- $names := list $stable -}}
+{{- $weights := dict $stable 1 -}}
 {{- if $canary.name -}}
 {{- $names = append $names $canary.name -}}
-{{- $_ := set $weights $canary.name (int $canary.weightPercent) -}}
+{{- $weights = dict $stable (sub 100 (int $canary.weightPercent)) $canary.name (int $canary.weightPercent) -}}
 {{- end -}}
 {{- range $names }}
 {{- if $it.pool }}
@@ -100,9 +107,7 @@ true
   name: {{ . }}-predictor
   port: {{ $it.port }}
 {{- end }}
-{{- if $canary.name }}
   weight: {{ get $weights . }}
-{{- end }}
 {{- end }}
 {{- end -}}
 
