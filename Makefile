@@ -64,6 +64,10 @@ test-cluster: install ## Run the tests on a real Kubernetes control plane (root,
 	$(BIN)/python -m tests.cluster.tools --running
 	$(BIN)/python -m pytest tests/cluster --timeout 600 $(ARGS)
 
+.PHONY: manifests
+manifests: install ## Write manifests/ anew from the chart (with Helm, built once where it is missing)
+	$(BIN)/python -m tests.manifests.render
+
 .PHONY: lint
 lint: install ## Format check, ruff, mypy --strict, import floors
 	$(BIN)/ruff format --check .

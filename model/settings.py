@@ -282,7 +282,7 @@ class ServerSettings(Section):
         0.0,
         ge=0,
         description="after SIGTERM: unready but still serving, while load balancers look away "
-        "(5 in Kubernetes)",
+        "and kept connections move on (5 in Kubernetes); gRPC connections live half as long",
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="after that: how long running requests may take to finish"

@@ -70,6 +70,10 @@ class Cluster:
         self._client = open_client("")
         self.namespace = namespace
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def get(self, kind: Kind, name: str) -> Object:
         """One object; raises NotFound."""
         return self._call("GET", kind, name)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -30,7 +31,7 @@ from model.canary.knative import KnativeTraffic
 from model.canary.observe import Prometheus
 from model.canary.plan import Progress
 from model.canary.rollout import Golden, Interrupted, Rollout, tell
-from model.canary.routes import backend_names, owner_of
+from model.canary.routes import backends, owner_of
 from model.canary.state import Phase, State, abort, advance, pause, promote
 from model.canary.traffic import RouteTraffic, snapshot_of
 
@@ -58,8 +59,8 @@ def main(program: str, given_arguments: Seq[str], environ: Mapping[str, str]) ->
     elif sys.stdout.isatty():
         report = Picture()
     try:
-        cluster = connect(given.kubeconfig, given.context, given.namespace)
-        return Command(cluster, given, report, environ, program).run()
+        with closing(connect(given.kubeconfig, given.context, given.namespace)) as cluster:
+            return Command(cluster, given, report, environ, program).run()
     except CanaryError as e:
         report.trouble(str(e))
         return e.exit_status
@@ -151,7 +152,7 @@ class Command:
             keep=given.keep,
             header=given.header,
             header_only=given.header_only,
-            followers=self._followers(stable, canary),
+            followers=self._followers(given.target[1], stable, canary),
             golden=arguments.golden_of(given),
             prometheus_url=self._prometheus_url(None),
             ready_seconds=given.ready_timeout,
@@ -177,7 +178,7 @@ class Command:
         """The InferenceService behind a route; raises UsageError where there is not one."""
         names = [one["metadata"]["name"] for one in self._cluster.list_all(INFERENCE_SERVICE)]
         rules = self._cluster.get(HTTP_ROUTE, route)["spec"].get("rules", ())
-        owners = {owner_of(name, names) for name in backend_names(rules)} - {None}
+        owners = {owner_of(ref, names) for ref in backends(rules)} - {None}
         if len(owners) != 1:
             found = ", ".join(sorted(map(str, owners))) or "none"
             raise UsageError(
@@ -186,19 +187,18 @@ class Command:
             )
         return str(owners.pop())
 
-    def _followers(self, stable: str, canary: str) -> tuple[str, ...]:
-        """The GRPCRoutes of the stable one; those that a controller owns are not ours to write."""
+    def _followers(self, route: str, stable: str, canary: str) -> tuple[str, ...]:
+        """The other routes to the stable one, but for those that a controller owns."""
         if stable == canary:
             return ()
         return tuple(
-            f"{GRPC_ROUTE.plural}/{route['metadata']['name']}"
-            for route in self._cluster.list_all(GRPC_ROUTE)
-            if not route["metadata"].get("ownerReferences")
+            f"{kind.plural}/{found['metadata']['name']}"
+            for kind in (HTTP_ROUTE, GRPC_ROUTE)
+            for found in self._cluster.list_all(kind)
+            if (kind, found["metadata"]["name"]) != (HTTP_ROUTE, route)
+            and not found["metadata"].get("ownerReferences")
             and stable
-            in {
-                owner_of(name, (stable, canary))
-                for name in backend_names(route["spec"].get("rules", ()))
-            }
+            in {owner_of(ref, (stable, canary)) for ref in backends(found["spec"].get("rules", ()))}
         )
 
     def _drive(self) -> int:
@@ -282,8 +282,7 @@ class Command:
 
     def _abort(self) -> None:
         state = self._change(lambda state: abort(state, self._given.reason, time.time()))
-        if state.removes_canary:
-            self._traffic.remove_canary(state)
+        self._traffic.leave(state)
 
     def _state(self, traffic: Traffic) -> State:
         state = traffic.read().state

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from model.canary.frozen import to_text
 from model.canary.state import Phase
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class JsonLines:
         print(f"{PROGRAM}: {printable(text)}", file=sys.stderr, flush=True)
 
     def _write(self, event: str, state: State, text: str) -> None:
-        value = {"event": event, "text": text, **as_json(state)}
+        value = {"at": to_text(time.time()), "event": event, "text": text, **as_json(state)}
         print(json.dumps(value, ensure_ascii=False), flush=True)
 
 

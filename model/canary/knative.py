@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PERCENT: Final = "canaryTrafficPercent"
 # What the predictor was before: a rollback leaves the new spec there, at 0 %, as KServe has it.
 STABLE_PREDICTOR: Final = "qwen3-vl.io/canary-stable-predictor"
+# At 100 % KServe calls the canary's revision the one that is rolled out.
+STABLE_REVISION: Final = "qwen3-vl.io/canary-stable-revision"
 
 
 class KnativeTraffic:
@@ -59,26 +61,21 @@ class KnativeTraffic:
         """Nothing follows a revision."""
 
     def prepare(self, state: State, *, dry_run: bool = False) -> None:
-        """The revision is made of the spec that `write` put there; there must be one before it."""
-        status = self._status()
-        if not status.get("latestRolledoutRevision"):
-            raise Refused(f"InferenceService {self.name} has no revision that was rolled out")
+        """Nothing more: the revision is made of the spec that `write` put there."""
 
     def why_not_ready(self, state: State) -> str | None:
         """Why the new revision is not ready."""
-        status = self._status()
-        created, ready = status.get("latestCreatedRevision"), status.get("latestReadyRevision")
-        if created == status.get("latestRolledoutRevision"):
+        stable, created, ready = self._revisions()
+        if created == stable:
             return "Knative has not made its revision yet"
         return None if ready == created else f"revision {created} is not ready"
 
     def selectors(self, state: State) -> tuple[str, str]:
         """By the pods' names."""
-        status = self._status()
-        revisions = (status.get("latestRolledoutRevision"), status.get("latestCreatedRevision"))
+        revisions = self._revisions()
         stable, canary = (
             f'namespace="{self._cluster.namespace}",pod=~"{revision}-deployment-.+"'
-            for revision in revisions
+            for revision in revisions[:2]
         )
         return stable, canary
 
@@ -90,7 +87,7 @@ class KnativeTraffic:
         """The revision serves already; without a percent it gets everything."""
         return None
 
-    def remove_canary(self, state: State) -> None:
+    def leave(self, state: State) -> None:
         """Nothing: Knative scales a revision without traffic to zero."""
 
     def record(self, state: State, reason: str, message: str, *, bad: bool) -> None:
@@ -99,10 +96,17 @@ class KnativeTraffic:
         if found is not None:
             self._cluster.record(INFERENCE_SERVICE, found, reason, message, bad=bad)
 
-    def _status(self) -> Object:
+    def _revisions(self) -> tuple[str | None, str | None, str | None]:
+        """The stable one's, the newest, and the newest that is ready."""
         body = self._cluster.get(INFERENCE_SERVICE, self.name)
-        components = body.get("status", {}).get("components") or {}
-        return dict(components.get("predictor") or {})
+        status = _predictor_status(body)
+        stable = body["metadata"]["annotations"].get(STABLE_REVISION)
+        return stable, status.get("latestCreatedRevision"), status.get("latestReadyRevision")
+
+
+def _predictor_status(body: Object) -> Object:
+    components = body.get("status", {}).get("components") or {}
+    return dict(components.get("predictor") or {})
 
 
 def _with_changes(body: Object, state: State) -> Object:
@@ -114,8 +118,12 @@ def _with_changes(body: Object, state: State) -> Object:
     if state.changes is None:
         raise Refused("say what the new revision has of its own: --image, --set-env, --storage-uri")
     changed = change_predictor(predictor, state.changes, state.id)
-    metadata = {
-        **body["metadata"],
-        "annotations": {**annotations, STABLE_PREDICTOR: json.dumps(predictor)},
-    }
+    revision = _predictor_status(body).get("latestRolledoutRevision")
+    if revision is None:
+        raise Refused(
+            f"{body['metadata']['name']} has no revision that is rolled out: is it "
+            "Ready, and in Knative mode?"
+        )
+    kept_now = {STABLE_PREDICTOR: json.dumps(predictor), STABLE_REVISION: revision}
+    metadata = {**body["metadata"], "annotations": {**annotations, **kept_now}}
     return {**body, "metadata": metadata, "spec": {**body["spec"], "predictor": changed}}

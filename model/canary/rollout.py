@@ -206,9 +206,8 @@ class Rollout:
         return self._end(changed) if changed.phase.over else changed
 
     def _end(self, state: State) -> State:
-        """Remove what was made for the canary; its traffic is gone already."""
-        if state.removes_canary:
-            self._traffic.remove_canary(state)
+        """Clear up; the canary's traffic is gone already."""
+        self._traffic.leave(state)
         return state
 
     def _wait(self, state: State, note: str) -> State:

@@ -1,8 +1,8 @@
 """The backends of a route's rules: which are the stable one's, which the canary's, and their
 weights. Pure, over Gateway API rules as JSON; HTTPRoute and GRPCRoute are alike here.
 
-A backend is an InferenceService's when its name is the service's or begins with it and a hyphen, as
-the Services and InferencePools made for it are named.
+A backend is an InferenceService's when it is the Service that KServe makes for it, or an object of
+another kind, as an InferencePool, that is named after it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from model.canary.errors import Refused
+from model.canary.services import service_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -49,15 +50,18 @@ class Split:
     make_ref: Callable[[Ref], Ref]
 
 
-def owner_of(name: str, services: Iterable[str]) -> str | None:
-    """The InferenceService that a backend is of: the longest name that fits; None for none."""
+def owner_of(ref: Ref, services: Iterable[str]) -> str | None:
+    """The InferenceService that a backend is of; None for none."""
+    name = ref["name"]
+    if ref.get("kind", "Service") == "Service":
+        return next((one for one in services if name == service_name(one)), None)
     owners = [one for one in services if name == one or name.startswith(f"{one}-")]
     return max(owners, key=len, default=None)
 
 
-def backend_names(rules: Iterable[Rule]) -> set[str]:
-    """The names of all backends."""
-    return {ref["name"] for rule in rules for ref in rule.get("backendRefs", ())}
+def backends(rules: Iterable[Rule]) -> list[Ref]:
+    """All backends."""
+    return [ref for rule in rules for ref in rule.get("backendRefs", ())]
 
 
 def canary_name(name: str, stable: str, canary: str) -> str:
@@ -73,22 +77,17 @@ def split_rules(rules: Iterable[Rule], split: Split) -> list[Rule]:
     rules = list(rules)
     weighted = [rule for rule in rules if not _only_canary(rule, split)]
     changed = [part for rule in weighted for part in _split_rule(rule, split)]
-    if not any(owner == split.stable for owner in _owners(changed, split)):
+    if not any(_owner(ref, split) == split.stable for ref in backends(changed)):
+        names = sorted({ref["name"] for ref in backends(rules)})
         raise Refused(
             f"no rule of the route has a backend of {split.stable}; its backends are "
-            f"{', '.join(sorted(backend_names(rules))) or 'none'}"
+            f"{', '.join(names) or 'none'}"
         )
     return changed
 
 
-def _owners(rules: Iterable[Rule], split: Split) -> Iterator[str | None]:
-    for rule in rules:
-        for ref in rule.get("backendRefs", ()):
-            yield _owner(ref, split)
-
-
 def _owner(ref: Ref, split: Split) -> str | None:
-    return owner_of(ref["name"], (split.stable, split.canary))
+    return owner_of(ref, (split.stable, split.canary))
 
 
 def _only_canary(rule: Rule, split: Split) -> bool:

@@ -6,11 +6,13 @@ against the version that was read, so that of two writers one is told that it wa
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from model.canary import services
 from model.canary.cluster import (
+    COMPONENT,
     DEPLOYMENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
@@ -73,8 +75,8 @@ class Traffic(Protocol):
     def why_not_promoted(self, state: State) -> str | None:
         """Make the stable one like the canary; why it does not serve yet, None where it does."""
 
-    def remove_canary(self, state: State) -> None:
-        """Delete the canary that was made."""
+    def leave(self, state: State) -> None:
+        """When it is over: delete the canary that was made, and own nothing any more."""
 
     def record(self, state: State, reason: str, message: str, *, bad: bool) -> None:
         """An Event about what became of the canary."""
@@ -103,9 +105,7 @@ class RouteTraffic:
 
     def follow(self, state: State) -> None:
         """Give the routes that follow the weights of the state; one that is gone is left out."""
-        for follower in state.followers:
-            plural, _, name = follower.partition("/")
-            kind = FOLLOWER_KINDS[plural]
+        for kind, name in _followers(state):
 
             def change(body: Object, kind: Kind = kind) -> Object:
                 return {**body, "spec": self._split(body["spec"], kind, state)}
@@ -174,10 +174,17 @@ class RouteTraffic:
             return f"Deployment {name} is not there"
         return services.why_not_rolled_out(deployment, state.id) or services.why_not_ready(stable)
 
-    def remove_canary(self, state: State) -> None:
-        """Delete the canary's InferenceService, if it is the one that was made."""
+    def leave(self, state: State) -> None:
+        """Give the routes back to who manages them, and delete the InferenceService that was made.
+
+        Server-side apply, as Helm 4 does it, would else refuse to write the rules that were written
+        here last, though they are as they were.
+        """
+        for kind, name in [(HTTP_ROUTE, self.name), *_followers(state)]:
+            with contextlib.suppress(NotFound):
+                self._cluster.edit(kind, name, disown)
         found = self._cluster.find(INFERENCE_SERVICE, state.canary)
-        if found is not None and services.revision_of(found) == state.id:
+        if state.removes_canary and found and services.revision_of(found) == state.id:
             self._cluster.delete(INFERENCE_SERVICE, state.canary)
 
     def record(self, state: State, reason: str, message: str, *, bad: bool) -> None:
@@ -237,6 +244,20 @@ def with_state(body: Object, state: State) -> Object:
     metadata = body["metadata"]
     annotations = {**(metadata.get("annotations") or {}), ANNOTATION: state.dump()}
     return {**body, "metadata": {**metadata, "annotations": annotations}}
+
+
+def disown(body: Object) -> Object:
+    """The object, its fields no longer owned by this tool."""
+    metadata = body["metadata"]
+    owners = [one for one in metadata.get("managedFields", ()) if one.get("manager") != COMPONENT]
+    if len(owners) == len(metadata.get("managedFields", ())):
+        return body
+    return {**body, "metadata": {**metadata, "managedFields": owners}}
+
+
+def _followers(state: State) -> list[tuple[Kind, str]]:
+    parts = [follower.partition("/") for follower in state.followers]
+    return [(FOLLOWER_KINDS[plural], name) for plural, _, name in parts]
 
 
 def _presence(state: State) -> Presence:

@@ -225,6 +225,7 @@ class Server:
         """Unready but serving, then refusing, until the open requests are answered."""
         server = self._settings.server
         self.lifecycle.enter(Phase.UNREADY)
+        self._http.leave()
         await asyncio.sleep(server.unready_seconds)
         self.lifecycle.enter(Phase.DRAINING)
         self._http.go_away()

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
     Context: TypeAlias = grpc.aio.ServicerContext
     Call: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+    Options: TypeAlias = tuple[tuple[str, int], ...]
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def build_grpc_server(model: V2Model, lifecycle: Lifecycle, settings: Settings) 
     max_bytes = settings.request.max_body_bytes + MESSAGE_OVERHEAD_BYTES
     server = grpc.aio.server(
         options=(
+            *_connection_age(settings.server.unready_seconds),
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", max_bytes),
             # Else a second server on the same port starts silently and takes half the connections.
@@ -95,6 +97,19 @@ def build_grpc_server(model: V2Model, lifecycle: Lifecycle, settings: Settings) 
     names = (SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE)
     reflection.enable_server_reflection(names, server, pool=ReflectedPool())
     return server
+
+
+def _connection_age(unready_seconds: float) -> Options:
+    """Let clients renew their connections, so that none still has one when this server refuses.
+
+    A kept connection stays with its server, whatever load balancers have heard since; gRPC tells a
+    client to leave only at a connection's age, or in a stop that cancels what is just being sent.
+    Half the time is for the news that this server is unready to spread, half for connections to
+    reach their age, which gRPC spreads by a tenth. Calls that run are not limited by it.
+    """
+    if unready_seconds == 0:
+        return ()
+    return (("grpc.max_connection_age_ms", int(unready_seconds * 1000 / 2)),)
 
 
 class V2Servicer:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+# In the folder; Prometheus reads it again whenever it is replaced.
+TARGETS = "targets.json"
 CONFIGURATION = """
 global: {{scrape_interval: 1s}}
 scrape_configs:
@@ -41,9 +43,9 @@ def start_prometheus(folder: Path, targets: Mapping[str, Mapping[str, str]]) -> 
     """The URL of a Prometheus that scrapes host:port → labels every second."""
     program = find_prometheus()
     files = [{"targets": [one], "labels": dict(labels)} for one, labels in targets.items()]
-    (folder / "targets.json").write_text(json.dumps(files))
+    (folder / TARGETS).write_text(json.dumps(files))
     configuration = folder / "prometheus.yml"
-    configuration.write_text(CONFIGURATION.format(targets=folder / "targets.json"))
+    configuration.write_text(CONFIGURATION.format(targets=folder / TARGETS))
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with (folder / "prometheus.log").open("wb") as log:

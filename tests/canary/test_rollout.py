@@ -16,7 +16,7 @@ from model.canary.plan import Plan
 from model.canary.rollout import Golden as GoldenSet
 from model.canary.rollout import Interrupted, Rollout
 from model.canary.state import Header, Phase, State, abort, advance, parse, pause, promote
-from model.canary.traffic import RouteTraffic
+from model.canary.traffic import RouteTraffic, disown
 from tests.canary.memory_api import Killed, MemoryApi
 from tests.canary.states import NOW, make_state
 
@@ -362,3 +362,9 @@ def test_killed_around_any_write_it_is_ended_alike_by_another_run(moment: str, b
         assert ("inferenceservices", "qwen3-vl-canary") not in world.api.objects
         assert world.weights() == world.weights("grpcroutes") == {"qwen3-vl-predictor": 1}
     assert num_writes > 8
+
+
+def test_routes_are_given_back_to_their_owner() -> None:
+    body = {"metadata": {"managedFields": [{"manager": "helm"}, {"manager": "kubectl-qwen3vl"}]}}
+    assert disown(body) == {"metadata": {"managedFields": [{"manager": "helm"}]}}
+    assert disown({"metadata": {}}) == {"metadata": {}}

@@ -20,6 +20,10 @@ def service(name: str, **fields: Any) -> dict[str, Any]:
     return {"kind": "Service", "name": name, "port": 80, **fields}
 
 
+def pool(name: str) -> dict[str, Any]:
+    return {"kind": "InferencePool", "name": name}
+
+
 def split(weight: int, presence: Presence = Presence.ADDED, header: Header | None = None) -> Split:
     return Split(
         stable="a",
@@ -36,18 +40,23 @@ def weights(rule: dict[str, Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "owner"),
+    ("kind", "name", "owner"),
     [
-        ("a", "a"),
-        ("a-predictor", "a"),
-        ("a-canary-predictor", "a-canary"),
-        ("ab-predictor", None),
-        ("b", None),
+        ("Service", "a-predictor", "a"),
+        ("Service", "a-canary-predictor", "a-canary"),
+        ("Service", "a-ui", None),
+        ("Service", "b-predictor", None),
+        ("InferencePool", "a-grpc", "a"),
+        ("InferencePool", "a-canary-grpc", "a-canary"),
+        ("Backend", "ab-picked", None),
     ],
 )
-def test_a_backend_belongs_to_the_longest_name_that_fits(name: str, owner: str | None) -> None:
-    assert owner_of(name, ("a", "a-canary")) == owner
-    assert owner_of(name, ("a-canary", "a")) == owner
+def test_a_backend_belongs_to_the_longest_name_that_fits(
+    kind: str, name: str, owner: str | None
+) -> None:
+    ref = {"kind": kind, "name": name}
+    assert owner_of(ref, ("a", "a-canary")) == owner
+    assert owner_of(ref, ("a-canary", "a")) == owner
 
 
 def test_the_canary_stands_beside_the_stable_one_in_each_of_its_rules() -> None:
@@ -91,16 +100,16 @@ def test_a_canary_that_was_a_backend_before_stays_one_without_traffic() -> None:
     rules = [{"backendRefs": [service("a-predictor"), service("a-canary-predictor", weight=9)]}]
     [rule] = split_rules(rules, split(0, Presence.AS_IT_IS))
     assert weights(rule) == {"a-predictor": 100, "a-canary-predictor": 0}
-    [alone] = split_rules([{"backendRefs": [service("a-x")]}], split(0, Presence.AS_IT_IS))
-    assert weights(alone) == {"a-x": 1}
+    [alone] = split_rules([{"backendRefs": [service("a-predictor")]}], split(0, Presence.AS_IT_IS))
+    assert weights(alone) == {"a-predictor": 1}
 
 
 @pytest.mark.parametrize(
     ("refs", "message"),
     [
         ([service("page")], r"no rule of the route has a backend of a; its backends are page"),
-        ([service("a-x"), service("a-y")], r"has the backends a-x, a-y"),
-        ([service("a-x"), service("page")], r"has the backends a-x, page"),
+        ([pool("a-x"), pool("a-y")], r"has the backends a-x, a-y"),
+        ([pool("a-x"), service("page")], r"has the backends a-x, page"),
     ],
 )
 def test_a_route_that_cannot_be_split_is_refused(refs: list[dict[str, Any]], message: str) -> None:

@@ -315,6 +315,40 @@ async def test_faults_of_the_app_are_told_or_break_the_answer_off(
     assert caplog.text.count("ValueError: on purpose") == 2
 
 
+async def test_a_server_that_leaves_closes_each_connection_behind_its_next_answer() -> None:
+    async with served() as one:
+        kept, streaming = await one.connect(), await one.connect()
+        await kept.send(GET)
+        await kept.read_until(b"hello")
+        await streaming.send(b"GET /slowly HTTP/1.1\r\nHost: x\r\n\r\n")
+        await streaming.read_until(b"0\r\n")
+        one.server.leave()
+        await streaming.read_until(b"4\r\n0\r\n\r\n")
+        for wire in (kept, streaming, await one.connect()):
+            await wire.send(GET)
+            answer = await wire.read_to_end()
+            assert b"connection: close\r\n" in answer
+            assert answer.endswith(b"hello")
+
+
+async def test_a_server_that_takes_no_more_closes_what_is_idle_and_nothing_else() -> None:
+    async with served() as one:
+        idle, busy, asking, new = [await one.connect() for _ in range(4)]
+        await idle.send(GET)
+        await idle.read_until(b"hello")
+        await busy.send(b"GET /slowly HTTP/1.1\r\nHost: x\r\n\r\n")
+        await busy.read_until(b"0\r\n")
+        await asking.send(GET[:-2])
+        one.server.leave()
+        one.server.go_away()
+        assert await idle.read_to_end() == b""
+        assert (await busy.read_until(b"4\r\n0\r\n\r\n")).startswith(b"1\r\n1\r\n")
+        await asking.send(GET[-2:])
+        await new.send(GET)
+        assert (await asking.read_to_end()).endswith(b"hello")
+        assert (await new.read_to_end()).endswith(b"hello")
+
+
 async def test_stopping_lets_an_answer_end_and_closes_the_rest() -> None:
     async with served() as one:
         idle, busy, new = [await one.connect() for _ in range(3)]

@@ -416,6 +416,29 @@ async def test_connection_close_becomes_goaway() -> None:
         await client.until_closed()
 
 
+async def test_a_server_that_leaves_tells_each_client_once_it_is_answered() -> None:
+    async with served() as one:
+        idle, busy = await raw(one), await raw(one)
+        await idle.answer(await idle.request("/"))
+        slow = await busy.request("/slowly")
+        await busy.until(lambda: busy.bodies[slow])
+        one.server.leave()
+        await idle.until(lambda: idle.goaway)
+        late = await idle.request("/")
+        await idle.until(lambda: late in idle.resets)
+        assert idle.resets[late] == ErrorCodes.REFUSED_STREAM, "it may be asked again elsewhere"
+        beside = await busy.request("/")
+        assert await busy.answer(beside) == b"hello"
+        assert busy.goaway is None, "httpx would take it for the other answer's end"
+        assert await busy.answer(slow) == b"01234"
+        await busy.until(lambda: busy.goaway)
+        assert busy.goaway.last_stream_id == beside
+        late_comer = await raw(one)
+        assert await late_comer.answer(await late_comer.request("/")) == b"hello"
+        for client in (idle, busy, late_comer):
+            await client.until_closed()
+
+
 async def test_stopping_lets_answers_end() -> None:
     async with served() as one:
         client, idle = await raw(one), await raw(one)

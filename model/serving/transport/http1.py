@@ -125,8 +125,18 @@ class Http1Connection(asyncio.BufferedProtocol):
         if self._current is None:
             self.close()
 
-    def go_away(self) -> None:
+    def leave(self) -> None:
         """HTTP/1.1 says nothing ahead: the next answer closes the connection."""
+
+    def go_away(self) -> None:
+        """Close it if nothing is being asked: a client that looks before it asks loses nothing."""
+        if self._current is None and self._incoming is None and not self._in_head:
+            self.close()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the next answer is the last."""
+        return self._server.leaving
 
     def abort(self) -> None:
         """Cut the connection, so that an answer that was begun is not taken for whole."""
@@ -389,6 +399,8 @@ class Http1Exchange(Exchange):
         if self.expects_continue or dict(head.headers).get(b"connection", b"").lower() == b"close":
             # A client that was not asked for its body may send it or not.
             self.keep_alive = self.expects_continue = False
+        if self._connection.leaving:
+            self.keep_alive = False
         await self._connection.write(self._head_bytes(head) + self._framed(data, more))
 
     async def _send_body(self, data: bytes, more: bool) -> None:

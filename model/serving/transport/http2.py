@@ -60,7 +60,8 @@ RESETS_PER_SECOND: Final = 50.0
 IDLE_FRAME_BURST: Final = 1000.0
 IDLE_FRAMES_PER_SECOND: Final = 50.0
 IDLE_FRAMES_PER_ANSWERS: Final = 3.0
-MAX_STREAM_ID: Final = (1 << 31) - 1
+# Between the last answer and the end of a connection whose client has been told to go.
+LINGER_SECONDS: Final = 0.5
 
 
 class Http2Connection(asyncio.BufferedProtocol):
@@ -132,6 +133,13 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._writable.set()
 
     # What the server calls
+
+    def leave(self) -> None:
+        """Tell the client to ask elsewhere, as soon as nothing is being answered.
+
+        In the middle of an answer httpx, for one, takes that for the answer's end.
+        """
+        self._close_if_idle()
 
     def go_away(self) -> None:
         """Answer what has been asked, and no more: the client asks elsewhere, and loses nothing."""
@@ -301,10 +309,12 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _close_if_idle(self) -> None:
         if self._streams:
             return
-        if self._last_stream_id is None:
-            self._arm()
+        if self._last_stream_id is not None:
+            self._linger()
+        elif self._server.leaving:
+            self.go_away()
         else:
-            self._end()
+            self._arm()
 
     def _give_up(self) -> None:
         """Serve a client no more that does not keep to the protocol."""
@@ -323,6 +333,15 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._disarm()
         seconds = self._limits.send_idle_seconds
         self._timer = self._server.loop.call_later(seconds, self._transport.abort)
+
+    def _linger(self) -> None:
+        """Give the client the time to read that it should go.
+
+        What it sends meanwhile would else reset the connection, and it would not read that it may
+        ask again elsewhere.
+        """
+        self._disarm()
+        self._timer = self._server.loop.call_later(LINGER_SECONDS, self._end)
 
     def _arm(self) -> None:
         """Close what stays without a stream; pings do not count."""

@@ -32,8 +32,11 @@ FAREWELL_SECONDS: Final = 0.5
 class Connection(Protocol):
     """What the server asks of a connection of either kind."""
 
+    def leave(self) -> None:
+        """Ask for the next requests elsewhere, and answer those that still come."""
+
     def go_away(self) -> None:
-        """Send no more requests here, if the protocol can say so."""
+        """Take no more requests here, as far as the protocol can say so; close what is idle."""
 
     def shutdown(self) -> None:
         """Close now, or after the answers that are being given."""
@@ -45,6 +48,7 @@ class Connection(Protocol):
 class HttpServer:
     """An ASGI app on a bound socket.
 
+    leaving: each connection's next answer is its last, where the protocol cannot say so ahead
     stopping: no further request is answered on the connections that are open
     buffer: what asyncio receives into; used and done with in one call, so that one serves all
     """
@@ -52,6 +56,7 @@ class HttpServer:
     def __init__(self, app: ASGIApp, limits: ConnectionLimits) -> None:
         self._app = app
         self.limits = limits
+        self.leaving = False
         self.stopping = False
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.loop: asyncio.AbstractEventLoop
@@ -85,8 +90,17 @@ class HttpServer:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def leave(self) -> None:
+        """Ask the clients that are connected to send their next requests elsewhere.
+
+        A kept connection stays with its server, whatever load balancers have heard since.
+        """
+        self.leaving = True
+        for connection in tuple(self._connections):
+            connection.leave()
+
     def go_away(self) -> None:
-        """Ask the clients that are connected to send their next requests elsewhere."""
+        """Be done with all connections but those that are being answered."""
         for connection in tuple(self._connections):
             connection.go_away()
 
@@ -148,8 +162,11 @@ class _FirstBytes(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
 
-    def go_away(self) -> None:
+    def leave(self) -> None:
         """Nothing was asked yet."""
+
+    def go_away(self) -> None:
+        """What is asked at last is refused, which is more than a closed connection says."""
 
     def shutdown(self) -> None:
         self._transport.close()
