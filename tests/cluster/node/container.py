@@ -136,9 +136,9 @@ class Container(threading.Thread):
         if process is None:
             return False
         self._process = process
-        # A stop that came while it started has found nothing to signal.
+        # A stop that came while it started has found nothing to signal, and waits without end.
         if self._stopping.is_set():
-            self._signal(signal.SIGTERM)
+            process.kill()
         self.observed.state = {"running": {"startedAt": now()}}
         self._on_change()
         self._begin_probes()
