@@ -28,13 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Folders of CRDs that the cluster tests have too, and modules that only their schemas are read of.
-SOURCES: Final = ("kserve", "gateway-api", "inference-extension", "envoy-gateway", "keda")
-MODULES: Final = {
-    Module("github.com/prometheus-operator/prometheus-operator", "v0.79.2"): (
-        "example/prometheus-operator-crd"
-    ),
-    Module("istio.io/api", "v1.26.0"): "kubernetes",
-}
+SOURCES: Final = (
+    *("kserve", "gateway-api", "inference-extension", "envoy-gateway", "keda"),
+    "prometheus-operator",
+)
+MODULES: Final = {Module("istio.io/api", "v1.26.0"): "kubernetes"}
 UNPUBLISHED: Final = frozenset({"gateway.nginx.org", "networking.gke.io"})
 
 Schema = dict[str, Any]

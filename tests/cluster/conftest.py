@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.components.gateway import GatewayController, install_gateway
 from tests.cluster.components.kserve import KServe, install_kserve
+from tests.cluster.components.prometheus import Prometheus, install_prometheus
 from tests.cluster.machine.outside import running_machine
 from tests.cluster.tools.requirements import missing
 
@@ -54,3 +55,9 @@ def gateway(cluster: Cluster, kserve: KServe) -> GatewayController:
     """
     del kserve
     return install_gateway(cluster)
+
+
+@pytest.fixture(scope="session")
+def prometheus(cluster: Cluster) -> Prometheus:
+    """Prometheus in namespace `monitoring`: every ready pod of the server, each second."""
+    return install_prometheus(cluster)

