@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 IMAGE: Final = "qwen3-vl-server:test"
 MODEL: Final = "qwen3-vl"
 PROBE_TIMEOUT_SECONDS: Final = 5
+# How long it goes on serving while Services and gateways look away from a pod that ends.
+UNREADY: Final = 5
 
 
 def inference_service(
@@ -23,7 +25,7 @@ def inference_service(
     container = {
         "name": "kserve-container",
         "image": IMAGE,
-        "args": ["--http_port=8080", "--grpc_port=8081"],
+        "args": ["--http_port=8080", "--grpc_port=8081", f"--server.unready-seconds={UNREADY}"],
         "env": variables,
         "ports": [
             {"name": "http1", "containerPort": 8080},
