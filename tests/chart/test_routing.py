@@ -135,6 +135,25 @@ def test_every_plugin_that_a_picker_uses_is_declared() -> None:
         assert used | {config.get("parser", {}).get("pluginRef", "max-score-picker")} <= declared
 
 
+def test_a_picker_reads_figures_that_the_server_exposes(server: RunningServer) -> None:
+    exposed = httpx.get(f"{server.http_url}/metrics").text
+    for pool in ("openai", "v2", "grpc"):
+        plugins = picker_config(routed(), pool)["plugins"]
+        [extractor] = [one for one in plugins if one["type"] == "core-metrics-extractor"]
+        [engine] = extractor["parameters"]["engineConfigs"]
+        assert engine["name"] == extractor["parameters"]["defaultEngine"]
+        specs = {name: value for name, value in engine.items() if name.endswith("Spec")}
+        assert len(specs) == 4
+        for metric in specs.values():
+            assert f"\n{metric}{{" in exposed, metric
+        [container] = named(routed(), "Deployment", f"{FULLNAME}-{pool}-picker")["spec"][
+            "template"
+        ]["spec"]["containers"]
+        # gRPC's port answers no scrape.
+        asks_elsewhere = "--model-server-metrics-port=8080" in container["args"]
+        assert asks_elsewhere is (pool == "grpc")
+
+
 @pytest.mark.parametrize(
     ("replicas", "elects", "probe"), [(1, "false", "inference-extension"), (2, "true", "readiness")]
 )

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from model import __version__
 from tests.chart.generate import (
+    CHART,
     README,
     SCHEMA,
     VALUES,
@@ -60,6 +62,11 @@ def test_the_readme_has_the_table_of_now() -> None:
 
 def test_the_schema_has_the_settings_of_now() -> None:
     assert SCHEMA.read_text() == schema_with_settings(), "run: python -m tests.chart.generate"
+
+
+def test_the_chart_is_of_the_server_s_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == __version__
 
 
 def test_every_value_has_exactly_one_comment() -> None:

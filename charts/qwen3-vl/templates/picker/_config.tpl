@@ -12,6 +12,16 @@
 apiVersion: inference.networking.x-k8s.io/v1alpha1
 kind: EndpointPickerConfig
 plugins:
+  - type: core-metrics-extractor
+    parameters:
+      defaultEngine: qwen3-vl
+      engineConfigs:
+        # As for vLLM, less its adapters: a metric that is missing is an error at each poll.
+        - name: qwen3-vl
+          queuedRequestsSpec: vllm:num_requests_waiting
+          runningRequestsSpec: vllm:num_requests_running
+          kvUsageSpec: vllm:kv_cache_usage_perc
+          cacheInfoSpec: vllm:cache_config_info
   {{- if not $openai }}
   - type: passthrough-parser
   {{- end }}

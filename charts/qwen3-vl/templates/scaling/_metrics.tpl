@@ -43,3 +43,19 @@ sum({{ $it.metric }}{{ include "qwen3-vl.ownSeries" $root }})
 {{- define "qwen3-vl.ownSeries" -}}
 {namespace="{{ .Release.Namespace }}",inferenceservice="{{ include "qwen3-vl.fullname" . }}"}
 {{- end -}}
+
+{{/* A trigger of KEDA: [root, PromQL, threshold]. Any value above 0 keeps a first pod. */}}
+{{- define "qwen3-vl.kedaTrigger" -}}
+{{- $root := index . 0 -}}
+type: prometheus
+metricType: AverageValue
+metadata:
+  serverAddress: {{ $root.Values.autoscaling.keda.serverAddress }}
+  query: {{ index . 1 | quote }}
+  threshold: {{ index . 2 | toString | quote }}
+  activationThreshold: "0"
+{{- with $root.Values.autoscaling.keda.authenticationRef }}
+authenticationRef:
+  name: {{ . }}
+{{- end }}
+{{- end -}}
