@@ -169,7 +169,11 @@ def test_several_pickers_elect_a_leader_and_only_it_is_ready(
         assert container["readinessProbe"]["grpc"]["service"] == probe
         assert spec["strategy"] == {"type": "Recreate"}
     rules = named(objects, "Role", f"{FULLNAME}-picker")["rules"]
-    assert (["leases"] in [rule["resources"] for rule in rules]) is (replicas > 1)
+    granted = [rule["resourceNames"] for rule in rules if rule["resources"] == ["leases"]]
+    # The chart makes the Leases, so that they go with it.
+    leases = [lease["metadata"]["name"] for lease in of_kind(objects, "Lease")]
+    assert granted == ([leases] if replicas > 1 else [])
+    assert len(leases) == (3 if replicas > 1 else 0)
     # Namespaced rights only.
     assert not of_kind(objects, "ClusterRole")
 
