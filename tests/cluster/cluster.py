@@ -84,8 +84,10 @@ class Cluster:
             self.wait_for(lambda: self.api.find(account), f"{name} has a service account")
             yield name
         finally:
-            # Not until it is gone: its controller looks again only after seconds.
+            # Its controller looks at a deleted namespace only after five seconds. Its pods are
+            # not replaced any more, so that they may go now; the rest goes when it goes.
             self.api.delete(f"/api/v1/namespaces/{name}", {})
+            self.api.delete(f"/api/v1/namespaces/{name}/pods", {})
             self.wait_for(lambda: not self.pods(name), f"{name} has no pods", seconds=seconds)
 
     def pods(self, namespace: str, selector: str = "") -> list[Json]:

@@ -23,7 +23,7 @@ import sys, time
 from pathlib import Path
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine.outside import running_machine
-from tests.cluster.test_machine import pod
+from tests.cluster.pods import pod
 with running_machine(Path(sys.argv[1])) as machine:
     cluster = Cluster(machine)
     with cluster.namespace() as namespace:

@@ -68,8 +68,8 @@ def _prepare_network(addresses: Addresses, num_nodes: int) -> None:
     own = [addresses.machine, *(addresses.node(index) for index in range(num_nodes))]
     for address in own:
         _run("ip", "address", "add", f"{address}/32", "dev", "lo")
-    # Programs ask which interface leads to the world; nothing answers there.
-    _run("ip", "route", "add", "default", "via", str(addresses.host_end))
+    # Whatever a pod asks for outside the cluster is refused here, at once.
+    _run("ip", "route", "add", "unreachable", "default")
     for name, value in SYSCTLS.items():
         Path("/proc/sys", name).write_text(value)
 

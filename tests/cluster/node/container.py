@@ -109,7 +109,9 @@ class Container(threading.Thread):
 
     def kill(self) -> None:
         """SIGKILL to its first process, as a crash: it restarts by its policy."""
-        self._signal(signal.SIGKILL)
+        # By way of unshare: of a child that got this signal it would report status 1.
+        if self._process is not None:
+            self._process.kill()
 
     def execute(self, command: Sequence[str], timeout: float) -> int:
         """Run a command inside; its exit status."""
@@ -118,7 +120,16 @@ class Container(threading.Thread):
             return 1
         inside = ["nsenter", f"--target={pid}", "--mount", "--net", "--pid", "--uts", "--ipc"]
         variables = [f"{name}={value}" for name, value in self._environment.items()]
-        line = [*inside, "--root", *self._identity.command(), "env", "-i", *variables, *command]
+        line = [
+            *inside,
+            "--root",
+            "--wd",
+            *self._identity.command(),
+            "env",
+            "-i",
+            *variables,
+            *command,
+        ]
         with self.log_file.open("ab") as log:
             done = subprocess.run(
                 line,

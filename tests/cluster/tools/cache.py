@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from contextlib import contextmanager
@@ -94,8 +93,14 @@ def _make_once(target: Path, made_by: str, what: str, make: Callable[[Path], Non
         started = time.monotonic()
         _say(f"{target.name}: making it from {what}")
         marker.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".scratch-") as scratch:
-            make(Path(scratch))
+        # A name of its own, so that the next run clears away what an interrupted one has left.
+        scratch = target.with_name(f".{target.name}-scratch")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            make(scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
         marker.write_text(made_by)
         _say(f"{target.name}: made in {time.monotonic() - started:.0f} s")
 
