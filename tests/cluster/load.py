@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
-import json
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import grpc
-import httpx
-
-from tests.cluster.inference import MODEL, v2_request
-from tests.server.grpc_client import Stub, infer_request, text_of
+from tests.cluster.senders import (
+    Connecting,
+    Describes,
+    GrpcRequests,
+    GrpcStreams,
+    StreamedChats,
+    V2Requests,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-MAX_TOKENS: Final = 8
-TIMEOUT_SECONDS: Final = 30.0
+    from tests.cluster.senders import Sender
+
 NUM_WORKERS: Final = 128
+
+
+@dataclass(frozen=True)
+class Front:
+    """Where requests go in: a Service, a Gateway or a pod."""
+
+    url: str
+    grpc_address: str
 
 
 @dataclass(frozen=True)
@@ -63,102 +72,42 @@ class Load:
         """What began at this time.monotonic() or later."""
         return Load([one for one in self.outcomes if one.began >= moment])
 
-    def summary(self) -> str:
-        """How many of each kind, and why some failed."""
-        sent = Counter(one.kind for one in self.outcomes)
-        reasons = Counter(f"{one.kind}: {one.failure[:200]}" for one in self.failures)
-        return f"{dict(sent)}, failed: {dict(reasons)}"
-
-
-class V2Requests:
-    """V2 in JSON, each over a connection of its own."""
-
-    kind = "v2"
-
-    def __init__(self, url: str, picture: bytes, headers: dict[str, str] | None = None) -> None:
-        self._url = f"{url}/v2/models/{MODEL}/infer"
-        self._body = v2_request(picture, max_tokens=MAX_TOKENS)
-        self._headers = headers or {}
-
-    def send(self) -> str:
-        """The description."""
-        answer = httpx.post(
-            self._url,
-            json=self._body,
-            headers=self._headers,
-            timeout=TIMEOUT_SECONDS,
-            trust_env=False,
+    def without_open(self, start: float, end: float) -> Load:
+        """Without those that were under way at some time between two of time.monotonic()."""
+        return Load(
+            [one for one in self.outcomes if one.began > end or one.began + one.seconds < start]
         )
-        answer.raise_for_status()
-        outputs = {one["name"]: one["data"] for one in answer.json()["outputs"]}
-        return str(outputs["text"][0])
 
-
-class StreamedChats:
-    """OpenAI chat, streamed; cut short counts as failed."""
-
-    kind = "stream"
-
-    def __init__(self, url: str, picture: bytes, headers: dict[str, str] | None = None) -> None:
-        self._url = f"{url}/v1/chat/completions"
-        self._headers = headers or {}
-        image = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
-        content = [
-            {"type": "image_url", "image_url": {"url": image}},
-            {"type": "text", "text": "Describe this image."},
+    def summary(self) -> str:
+        """How many of each kind, and which failed when and why."""
+        sent = Counter(one.kind for one in self.outcomes)
+        first = min((one.began for one in self.outcomes), default=0.0)
+        failed = [
+            f"\n  {one.began - first:.2f} s, after {one.seconds:.2f} s: {one.kind}: "
+            f"{' '.join(one.failure.split())[:200]}"
+            for one in sorted(self.failures, key=lambda one: one.began)
         ]
-        self._body: dict[str, Any] = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": MAX_TOKENS,
-            "stream": True,
-        }
-
-    def send(self) -> str:
-        """The whole text."""
-        text, ended = "", False
-        with httpx.stream(
-            "POST",
-            self._url,
-            json=self._body,
-            headers=self._headers,
-            timeout=TIMEOUT_SECONDS,
-            trust_env=False,
-        ) as answer:
-            if not answer.is_success:
-                raise httpx.HTTPStatusError(
-                    f"{answer.status_code} {answer.read()[:200]!r}",
-                    request=answer.request,
-                    response=answer,
-                )
-            for line in answer.iter_lines():
-                if line == "data: [DONE]":
-                    ended = True
-                elif line.startswith("data: "):
-                    text += _delta(json.loads(line.removeprefix("data: ")))
-        if not ended:
-            raise httpx.RemoteProtocolError("the stream ended before its end")
-        return text
+        return f"{len(self.outcomes)} sent: {dict(sent)}; {len(failed)} failed{''.join(failed)}"
 
 
-class GrpcRequests:
-    """V2 over gRPC, on one channel."""
-
-    kind = "grpc"
-
-    def __init__(self, address: str, picture: bytes) -> None:
-        self._stub = Stub(grpc.insecure_channel(address))
-        self._request = infer_request(picture, parameters={})
-
-    def send(self) -> str:
-        """The description."""
-        return text_of(self._stub.ModelInfer(self._request, timeout=TIMEOUT_SECONDS))
+def mixture(front: Front, picture: bytes, *, reconnects: bool = False) -> list[Sender]:
+    """Every protocol, streamed and not, over connections that are kept and new ones."""
+    url, address = front.url, front.grpc_address
+    senders: list[Sender] = []
+    for kept in (True, False):
+        connecting = Connecting(kept, reconnects)
+        senders += [
+            V2Requests(url, picture, connecting=connecting),
+            GrpcRequests(address, picture, connecting=connecting),
+            StreamedChats(url, picture, connecting=connecting),
+            Describes(url, picture, connecting=connecting),
+            GrpcStreams(address, picture, connecting=connecting),
+        ]
+    return senders
 
 
 @contextmanager
-def running_load(
-    senders: Sequence[V2Requests | StreamedChats | GrpcRequests], *, per_second: float
-) -> Iterator[Load]:
+def running_load(senders: Sequence[Sender], *, per_second: float) -> Iterator[Load]:
     """Send at this rate, in turn, whatever comes back; all have ended when this ends."""
     load, stopped = Load(), threading.Event()
     with ThreadPoolExecutor(NUM_WORKERS) as workers:
@@ -177,21 +126,17 @@ def running_load(
         finally:
             stopped.set()
             clock.join()
+            workers.shutdown()
+            for sender in senders:
+                sender.close()
 
 
-def _send(sender: V2Requests | StreamedChats | GrpcRequests, load: Load) -> None:
+def _send(sender: Sender, load: Load) -> None:
     began = time.monotonic()
     answer = failure = ""
     try:
         answer = sender.send()
         failure = "" if answer else "an empty answer"
-    except (httpx.HTTPError, grpc.RpcError, ValueError) as error:
+    except Exception as error:  # whatever it is, its client would call the request failed
         failure = f"{type(error).__name__}: {error}"
     load.outcomes.append(Outcome(sender.kind, began, time.monotonic() - began, answer, failure))
-
-
-def _delta(event: dict[str, Any]) -> str:
-    if "error" in event:
-        raise ValueError(f"error in the stream: {event['error']}")
-    choices = event.get("choices") or ()
-    return "".join(choice["delta"].get("content") or "" for choice in choices)

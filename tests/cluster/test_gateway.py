@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from tests.cluster.inference import described, inference_service
-from tests.cluster.load import V2Requests, running_load
+from tests.cluster.load import running_load
 from tests.cluster.node.images import Image
+from tests.cluster.senders import V2Requests
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster

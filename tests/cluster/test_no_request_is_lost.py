@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cluster.inference import inference_service
-from tests.cluster.load import GrpcRequests, StreamedChats, V2Requests, running_load
+from tests.cluster.load import running_load
+from tests.cluster.senders import GrpcRequests, StreamedChats, V2Requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

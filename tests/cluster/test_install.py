@@ -1,0 +1,134 @@
+"""A release's life: installed, asked, tested, upgraded, rolled back, uninstalled."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.cluster.load import mixture
+from tests.cluster.release import Release
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.cluster.cluster import Cluster
+    from tests.cluster.components.kserve import KServe
+
+# What Kubernetes writes about others' objects, and forgets by itself.
+RECORDS = {"events", "events.events.k8s.io"}
+SETTING = "QVL_ENGINE__MAX_SEQUENCES"
+GONE_SECONDS = 120.0
+
+
+class Objects(NamedTuple):
+    """kind/name of all that a namespace holds, and of what is in none."""
+
+    inside: set[str]
+    outside: set[str]
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Cluster, kserve: KServe) -> Iterator[str]:
+    """A namespace."""
+    del kserve
+    with cluster.namespace("install") as namespace:
+        yield namespace
+
+
+@pytest.fixture(scope="module")
+def before(cluster: Cluster, place: str) -> Objects:
+    """What there was before the release."""
+    return objects(cluster, place)
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster, kserve: KServe, place: str, before: Objects) -> Release:
+    """The CPU demo, installed."""
+    del before
+    installed = Release(cluster, kserve, place)
+    installed.install({})
+    return installed
+
+
+def objects(cluster: Cluster, namespace: str) -> Objects:
+    """All that the API server has, but for records."""
+
+    def listed(scope: str, *where: str) -> set[str]:
+        kinds = cluster.kubectl("api-resources", "--verbs=list", scope, "--output=name").split()
+        wanted = ",".join(kind for kind in kinds if kind not in RECORDS)
+        found = cluster.kubectl("get", wanted, *where, "--output=name", "--ignore-not-found")
+        return set(found.split())
+
+    return Objects(
+        listed("--namespaced=true", "--namespace", namespace), listed("--namespaced=false")
+    )
+
+
+def setting(release: Release) -> str:
+    """What the one ready pod is told of a setting."""
+    [pod] = release.ready_pods()
+    [container] = pod["spec"]["containers"]
+    return str(next(one["value"] for one in container["env"] if one["name"] == SETTING))
+
+
+def test_a_picture_is_described_in_every_protocol_through_the_service(
+    release: Release, sample_image: bytes
+) -> None:
+    senders = mixture(release.front(), sample_image)
+    answers = {sender.kind: sender.send() for sender in senders}
+    for sender in senders:
+        sender.close()
+    # The same picture, model and greedy choice of tokens, whichever way it is asked.
+    assert len({answer.strip() for answer in answers.values()}) == 1, answers
+    assert all(answers.values())
+
+
+def test_helm_s_own_test_describes_a_picture(release: Release) -> None:
+    told = release.helm("test", release.name)
+    assert "Succeeded" in told
+    # What it did is told by the log alone: the chart takes a test that succeeded away.
+    [log] = (release.cluster.log_folder / release.namespace).glob("*-test/describe.log")
+    assert log.read_text().strip()
+
+
+def test_an_upgrade_changes_the_pods_and_a_rollback_brings_the_old_ones_back(
+    release: Release, sample_image: bytes
+) -> None:
+    [before] = release.ready_pods()
+    assert setting(release) == "16"
+    release.upgrade({"settings": {"engine": {"max_sequences": 8}}})
+    [upgraded] = release.ready_pods()
+    assert upgraded["metadata"]["uid"] != before["metadata"]["uid"]
+    assert setting(release) == "8"
+    release.rollback(1)
+    [back] = release.ready_pods()
+    assert back["metadata"]["uid"] not in {one["metadata"]["uid"] for one in (before, upgraded)}
+    assert setting(release) == "16"
+    [sender, *others] = mixture(release.front(), sample_image)
+    assert sender.send()
+    for one in (sender, *others):
+        one.close()
+    history = json.loads(release.helm("history", release.name, "--output", "json"))
+    assert [one["status"] for one in history] == ["superseded", "superseded", "deployed"]
+
+
+def test_an_uninstalled_release_leaves_nothing(
+    cluster: Cluster, release: Release, before: Objects
+) -> None:
+    made = objects(cluster, release.namespace).inside - before.inside
+    assert f"inferenceservice.serving.kserve.io/{release.service_name}" in made
+    assert f"deployment.apps/{release.deployment}" in made
+    release.uninstall()
+    try:
+        cluster.wait_for(
+            lambda: objects(cluster, release.namespace) == before,
+            "all that was made is gone",
+            seconds=GONE_SECONDS,
+            every=1.0,
+        )
+    except AssertionError as error:
+        after = objects(cluster, release.namespace)
+        changed = (after.inside ^ before.inside) | (after.outside ^ before.outside)
+        raise AssertionError(f"{error}: {sorted(changed)}") from None
