@@ -11,6 +11,14 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8081
 UI_PORT ?= 7860
 API ?= http://localhost:$(HTTP_PORT)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TARGET ?= cpu
+# The server for GPUs has the plain tag: it also serves where there is none.
+IMAGE_cpu := qwen3-vl-server:$(VERSION)-cpu
+IMAGE_cuda := qwen3-vl-server:$(VERSION)
+IMAGE_ui := qwen3-vl-ui:$(VERSION)
+# The first of these that is installed; podman and buildah drop the health check from OCI's own format.
+ENGINE ?= $(notdir $(firstword $(shell command -v docker podman buildah)))
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -63,6 +71,18 @@ test: install ## Run the tests (no GPU, no downloads)
 test-cluster: install ## Run the tests on a real Kubernetes control plane (root, Go, iproute2, nftables, prometheus)
 	$(BIN)/python -m tests.cluster.tools --running
 	$(BIN)/python -m pytest tests/cluster --timeout 600 $(ARGS)
+
+.PHONY: image
+image: ## Build the image of TARGET (cpu, cuda, ui) with docker, podman or buildah
+	@test -n "$(ENGINE)" || { echo "docker, podman or buildah is needed; set ENGINE=…" >&2; exit 1; }
+	$(ENGINE) build $(if $(findstring docker,$(ENGINE)),,--format docker) --target $(TARGET) \
+	  --tag $(IMAGE_$(TARGET)) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --exclude '*') \
+	  --build-arg SOURCE=$$(git config --get remote.origin.url) $(ARGS) .
+
+.PHONY: image-test
+image-test: install ## Build the images with buildah, run them with podman and runc (root, debootstrap)
+	$(BIN)/python -m pytest tests/image --timeout 3600 $(ARGS)
 
 .PHONY: manifests
 manifests: install ## Write manifests/ anew from the chart (with Helm, built once where it is missing)

@@ -1,0 +1,1 @@
+"""The images of the Dockerfile, built and run: `make image-test`, not part of `make test`."""
