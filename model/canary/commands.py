@@ -32,7 +32,7 @@ from model.canary.observe import Prometheus
 from model.canary.plan import Progress
 from model.canary.rollout import Golden, Interrupted, Rollout, tell
 from model.canary.routes import backends, owner_of
-from model.canary.state import Phase, State, abort, advance, pause, promote
+from model.canary.state import Phase, State, abort, advance, driver_of, pause, promote
 from model.canary.traffic import RouteTraffic, snapshot_of
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ class Command:
             case "watch":
                 return self._drive()
             case "promote":
-                self._change(lambda state: promote(state, time.time()))
-                return self._drive()
+                return self._promote()
             case "advance":
                 self._change(lambda state: advance(state, time.time()))
             case "pause" | "resume":
@@ -112,6 +111,8 @@ class Command:
     def _start(self) -> int:
         """Claim the route, then drive the canary, unless somebody else is to."""
         traffic = self._traffic
+        # First: behind a route with a canary are two, and none of them is called stable.
+        self._free(traffic.read().state)
         state = self._new_state()
         if state.golden is not None:
             load_cases(state.golden)
@@ -119,13 +120,7 @@ class Command:
 
         def attempt() -> State | None:
             snapshot = traffic.read()
-            before = snapshot.state
-            if before is not None and not before.phase.over:
-                raise Refused(
-                    f"{traffic.name} has a canary already: {before.canary}, {before.phase} at "
-                    f"{before.weight_percent} %; go on with `{self._program} watch "
-                    f"{traffic.name}`, or end it with abort"
-                )
+            before = self._free(snapshot.state)
             traffic.prepare(state, dry_run=True)
             traffic.write(snapshot, state, dry_run=dry_run)
             return before
@@ -138,6 +133,17 @@ class Command:
         if self._given.detach:
             return EXIT_DONE
         return self._drive()
+
+    def _free(self, before: State | None) -> State | None:
+        """The state of a canary that is over, or None; raises Refused for one that is not."""
+        if before is None or before.phase.over:
+            return before
+        _, name = self._given.target
+        raise Refused(
+            f"{name} has a canary already: {before.canary}, {before.phase} at "
+            f"{before.weight_percent} %; go on with `{self._program} watch {name}`, or end it "
+            "with abort"
+        )
 
     def _new_state(self) -> State:
         given = self._given
@@ -280,6 +286,15 @@ class Command:
         tell(traffic, self._report, before, after)
         return after
 
+    def _promote(self) -> int:
+        """Promote, or leave that to the run that drives the canary already."""
+        state = self._change(lambda state: promote(state, time.time()))
+        driver = driver_of(state, time.time())
+        if driver is None:
+            return self._drive()
+        self._report.waiting(state, f"{driver.identity} goes on with it")
+        return EXIT_DONE
+
     def _abort(self) -> None:
         state = self._change(lambda state: abort(state, self._given.reason, time.time()))
         self._traffic.leave(state)
@@ -321,8 +336,8 @@ class Command:
             if self._given.output == "json":
                 print(json.dumps({"name": name, **as_json(state)}, ensure_ascii=False), flush=True)
                 continue
-            holder = state.holder
-            driven = f"driven by {holder.identity}" if holder else "driven by nobody"
+            driver = driver_of(state, time.time())
+            driven = f"driven by {driver.identity}" if driver else "driven by nobody"
             lines = picture(state, colored=sys.stdout.isatty())
             print("\n".join([*lines, *([] if state.phase.over else [f"  {driven}"])]), flush=True)
         if not states and self._given.output != "json":

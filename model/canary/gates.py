@@ -133,7 +133,7 @@ def _limit(
         missing = "the canary" if value is None else "the stable one"
         return Verdict(gate, Outcome.UNDECIDED, f"{gate}: nothing measured of {missing}")
     outcome = Outcome.PASSED if value <= limit else Outcome.FAILED
-    return Verdict(gate, outcome, f"{gate} is {written(value)}; {words} {written(limit)}")
+    return Verdict(gate, outcome, f"{gate} is {written(value)} ({words} {written(limit)})")
 
 
 def _percent(ratio: float | None) -> str:

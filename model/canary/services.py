@@ -126,10 +126,13 @@ def why_not_rolled_out(deployment: Object, revision: str) -> str | None:
         return "KServe has not seen the new spec yet"
     if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
         return "its Deployment has not been seen yet"
-    wanted = spec.get("replicas", 1)
-    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
-    if updated < wanted or status.get("replicas", 0) > updated or available < updated:
-        return f"{available} of {wanted} pods are available, {updated} of them new"
+    wanted, updated = spec.get("replicas", 1), status.get("updatedReplicas", 0)
+    if updated < wanted:
+        return f"{updated} of {wanted} pods are new"
+    if status.get("replicas", 0) > updated:
+        return f"{status['replicas'] - updated} old pods are left"
+    if status.get("availableReplicas", 0) < updated:
+        return f"{status.get('availableReplicas', 0)} of {wanted} pods are available"
     return None
 
 

@@ -183,22 +183,28 @@ def _unreadable(why: str) -> Refused:
     )
 
 
+def driver_of(state: State, now: float) -> Holder | None:
+    """Who drives the canary; None where nobody does, or has not renewed for too long."""
+    holder = state.holder
+    stale = holder is None or now - holder.renewed_at >= holder.ttl_seconds
+    return None if stale else holder
+
+
 def claim(state: State, identity: str, now: float, ttl_seconds: float) -> State:
     """The state, driven by `identity` from now on; raises Refused while another one renews.
 
     The clocks may differ: two that both think they drive are told apart at the next write, which
     only one of them can do.
     """
-    holder = state.holder
-    if holder is not None and holder.identity != identity:
-        idle = now - holder.renewed_at
-        if idle < holder.ttl_seconds:
-            raise Refused(
-                f"{holder.identity} drives this canary (renewed {max(0, idle):.0f} s ago, stale "
-                f"after {holder.ttl_seconds:.0f} s); see it with: canary status"
-            )
-        # A renewal is a write, and every write wakes the gateway's controller.
-    elif holder is not None and now - holder.renewed_at < ttl_seconds / RENEWALS:
+    driver = driver_of(state, now)
+    if driver is not None and driver.identity != identity:
+        idle = max(0.0, now - driver.renewed_at)
+        raise Refused(
+            f"{driver.identity} drives this canary (renewed {idle:.0f} s ago, stale after "
+            f"{driver.ttl_seconds:.0f} s); see it with: canary status"
+        )
+    # A renewal is a write, and every write wakes the gateway's controller.
+    if driver is not None and now - driver.renewed_at < ttl_seconds / RENEWALS:
         return state
     renewed = Holder(identity=identity, renewed_at=now, ttl_seconds=ttl_seconds)
     return state.model_copy(update={"holder": renewed})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from model.canary.__main__ import plugin
 from model.canary.arguments import (
     changes_of,
     golden_of,
@@ -18,6 +21,8 @@ from model.canary.commands import main
 from model.canary.errors import UsageError
 from model.canary.plan import Plan
 from model.canary.state import Changes, Header
+from model.cli import main as command_line
+from tests.serving import ROOT
 
 if TYPE_CHECKING:
     import argparse
@@ -157,3 +162,23 @@ def test_no_cluster_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixtur
     absent = str(tmp_path / "absent")
     assert main("canary", ["status", "--kubeconfig", absent], {}) == 1
     assert "no cluster to talk to" in capsys.readouterr().err
+
+
+def test_the_plugin_is_named_as_kubectl_looks_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["kubectl-qwen3vl"] == f"{plugin.__module__}:{plugin.__name__}"
+    monkeypatch.setattr(sys, "argv", ["kubectl-qwen3vl", "canary", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        plugin()
+    assert ended.value.code == 0
+    assert "usage: kubectl qwen3vl canary" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["kubectl-qwen3vl", "deploy"])
+    assert plugin() == 2
+
+
+def test_the_command_line_carries_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line(["canary", "watch", "--help"])
+    assert "usage: qwen3-vl canary watch" in capsys.readouterr().out

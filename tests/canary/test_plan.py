@@ -120,8 +120,8 @@ def test_without_traffic_for_stable_its_last_figures_count() -> None:
     slow = seen({"ttft_p95_seconds": 0.31}, stable=idle)
     assert isinstance(decide(PLAN, progress, seen(stable=idle), STARTED + 60), Done)
     assert decide(PLAN, progress, slow, STARTED + 60) == Wait(
-        "failing 1 of 2 times: TTFT p95 beside stable is 310.0 ms; stable's 200.0 ms allows "
-        "300.0 ms",
+        "failing 1 of 2 times: TTFT p95 beside stable is 310.0 ms (stable's 200.0 ms allows "
+        "300.0 ms)",
         1,
     )
 

@@ -161,7 +161,7 @@ def test_a_bad_canary_loses_its_traffic_within_two_evaluations() -> None:
     world.figured.canary = GOOD.model_copy(update={"error_ratio": 0.5})
     state = world.run()
     assert state.phase is Phase.ROLLED_BACK
-    assert state.reason.startswith("error ratio is 50.00 %; at most 5.00 %")
+    assert state.reason.startswith("error ratio is 50.00 % (at most 5.00 %)")
     assert world.story.events == ["CanaryProgressing 5", "CanaryRolledBack 0"]
     assert world.now - NOW <= 2 * PLAN.interval_seconds
     assert world.image() == "server:1"

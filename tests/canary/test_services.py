@@ -174,9 +174,11 @@ def deployment(**changes: Any) -> dict[str, Any]:
         pytest.param({}, "abc", None, id="rolled out"),
         pytest.param({}, "def", "KServe has not seen the new spec yet", id="still the old spec"),
         pytest.param({"observedGeneration": 2}, "abc", "has not been seen yet", id="not seen"),
-        pytest.param({"updatedReplicas": 1}, "abc", "2 of 2 pods are", id="an old pod serves"),
-        pytest.param({"replicas": 3}, "abc", "2 of 2 pods are", id="an old pod is left"),
-        pytest.param({"availableReplicas": 1}, "abc", "1 of 2 pods are", id="a new one starts"),
+        pytest.param({"updatedReplicas": 1}, "abc", "1 of 2 pods are new", id="an old pod serves"),
+        pytest.param({"replicas": 3}, "abc", "1 old pods are left", id="an old pod is left"),
+        pytest.param(
+            {"availableReplicas": 1}, "abc", "1 of 2 pods are available", id="a new one starts"
+        ),
     ],
 )
 def test_why_not_rolled_out(changes: dict[str, int], revision: str, reason: str | None) -> None:
