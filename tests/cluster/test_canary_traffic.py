@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,7 +18,8 @@ from model.canary.errors import EXIT_DONE, EXIT_REFUSED, EXIT_ROLLED_BACK
 from model.canary.state import Phase
 from tests.canary.prometheus import TARGETS, start_prometheus
 from tests.canary.stage import CANARY, ROUTE, STABLE, Stage, deploy_stable, scraped_pods
-from tests.cluster.load import StreamedChats, V2Requests, running_load
+from tests.cluster.load import running_load
+from tests.cluster.senders import StreamedChats, V2Requests
 from tests.serving import ROOT, SAMPLES, free_ports
 
 if TYPE_CHECKING:
@@ -125,8 +127,9 @@ def test_without_prometheus_it_holds_and_obeys_until_it_is_aborted(
     assert stage.weights() == {f"{STABLE}-predictor": 95, f"{CANARY}-predictor": 5}
 
     before = stage.num_answered(CANARY)
-    for _ in range(NUM_BY_HEADER):
-        V2Requests(stage.url, sample_image, {"x-canary": "always"}).send()
+    with closing(V2Requests(stage.url, sample_image, {"x-canary": "always"})) as by_header:
+        for _ in range(NUM_BY_HEADER):
+            by_header.send()
     assert stage.num_answered(CANARY) >= before + NUM_BY_HEADER
 
     for beside in (("start", ROUTE, *good, *away), ("watch", ROUTE)):
