@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.components.adapter import Adapter, install_adapter
+from tests.cluster.components.dcgm import Exporter, Gpus
 from tests.cluster.components.gateway import GatewayController, install_gateway
+from tests.cluster.components.keda import install_keda
 from tests.cluster.components.kserve import KServe, install_kserve
 from tests.cluster.components.prometheus import Prometheus, install_prometheus
 from tests.cluster.machine.outside import running_machine
@@ -61,3 +64,35 @@ def gateway(cluster: Cluster, kserve: KServe) -> GatewayController:
 def prometheus(cluster: Cluster) -> Prometheus:
     """Prometheus in namespace `monitoring`: every ready pod of the server, each second."""
     return install_prometheus(cluster)
+
+
+@pytest.fixture(scope="session")
+def adapter(cluster: Cluster, prometheus: Prometheus) -> Adapter:
+    """prometheus-adapter in namespace `monitoring`; it runs from `read_rules` on."""
+    assert prometheus.url
+    return install_adapter(cluster)
+
+
+@pytest.fixture(scope="session")
+def keda(cluster: Cluster, prometheus: Prometheus) -> None:
+    """KEDA's operator and metrics server in namespace `keda`."""
+    assert prometheus.url
+    install_keda(cluster)
+
+
+@pytest.fixture(scope="session")
+def gpus(cluster: Cluster, prometheus: Prometheus) -> Iterator[Gpus]:
+    """A stand-in for DCGM exporter, scraped by Prometheus; `share` says how busy GPUs are."""
+    exporter = Gpus(cluster, "dcgm-exporter")
+    exporter.start()
+    with prometheus.configured(jobs=[exporter.job()]):
+        yield exporter
+
+
+@pytest.fixture(scope="session")
+def gateway_figures(cluster: Cluster, prometheus: Prometheus) -> Iterator[Exporter]:
+    """A stand-in for a gateway's metrics, scraped by Prometheus; `write` says what they are."""
+    exporter = Exporter(cluster, "gateway-figures")
+    exporter.start()
+    with prometheus.configured(jobs=[exporter.job()]):
+        yield exporter

@@ -1,0 +1,113 @@
+"""prometheus-adapter: upstream's manifests, serving custom metrics by the chart's own rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import yaml
+
+from tests.cluster.components.prometheus import NAMESPACE, PORT, SERVICE
+from tests.cluster.tools.cache import sources
+
+if TYPE_CHECKING:
+    from tests.cluster.cluster import Cluster
+    from tests.cluster.node.api import Json
+
+NAME: Final = "prometheus-adapter"
+GROUP: Final = "custom.metrics.k8s.io"
+VERSIONS: Final = ("v1beta1", "v1beta2")
+READER: Final = "custom-metrics-server-resources"
+# Upstream's are about metrics.k8s.io, of which the chart makes no use.
+LEFT_OUT: Final = ("APIService", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget")
+RELIST_SECONDS: Final = 2
+START_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An installed prometheus-adapter; it runs once it has rules."""
+
+    cluster: Cluster
+
+    def read_rules(self, config_map: str) -> None:
+        """Run with the rules of a ConfigMap of its namespace; return when it serves."""
+        config_volume = {"name": "config", "configMap": {"name": config_map}}
+        volumes = [config_volume, *({"name": name, "emptyDir": {}} for name in _FOLDERS)]
+        found = self.cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/configmaps/{config_map}")
+        # It reads them at its start alone, and another release may call its rules the same.
+        annotations = {"rules": found["metadata"]["uid"]}
+        template = {"spec": {"volumes": volumes}, "metadata": {"annotations": annotations}}
+        self.cluster.api.patch(
+            f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}",
+            {"spec": {"replicas": 1, "template": template}},
+        )
+        self.cluster.wait_for_deployment(NAMESPACE, NAME, seconds=START_SECONDS)
+        for version in VERSIONS:
+            path = f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.{GROUP}"
+            self.cluster.wait_for_condition(path, "Available")
+
+    def pod_metric(self, namespace: str, metric: str) -> dict[str, str]:
+        """The metric of each of a namespace's pods, as an HPA reads it: pod → quantity."""
+        path = f"/apis/{GROUP}/v1beta2/namespaces/{namespace}/pods/*/{metric}"
+        found = self.cluster.api.find(path) or {"items": []}
+        return {one["describedObject"]["name"]: one["value"] for one in found["items"]}
+
+
+_FOLDERS: Final = ("tmpfs", "volume-serving-cert")
+
+
+def install_adapter(cluster: Cluster) -> Adapter:
+    """Upstream's objects, without a pod yet, and the API that it is to serve."""
+    objects = []
+    for path in sorted((sources(NAME) / "manifests").glob("*.yaml")):
+        objects += [one for one in yaml.safe_load_all(path.read_text()) if one]
+    kept = [_adapted(one) for one in objects if one["kind"] not in LEFT_OUT]
+    cluster.apply([*kept, _reader(), *map(_api_service, VERSIONS)])
+    return Adapter(cluster)
+
+
+def _adapted(one: Json) -> Json:
+    if one["kind"] == "Deployment":
+        one["spec"] |= {"replicas": 0, "strategy": {"type": "Recreate", "rollingUpdate": None}}
+        (container,) = one["spec"]["template"]["spec"]["containers"]
+        changed = {
+            "--prometheus-url": f"http://{SERVICE}.{NAMESPACE}.svc:{PORT}/",
+            "--metrics-relist-interval": f"{RELIST_SECONDS}s",
+        }
+        names = [argument.partition("=")[0] for argument in container["args"]]
+        assert changed.keys() <= set(names), names
+        container["args"] = [
+            f"{name}={changed[name]}" if name in changed else argument
+            for name, argument in zip(names, container["args"], strict=True)
+        ]
+        container["readinessProbe"] |= {"initialDelaySeconds": 0, "periodSeconds": 1}
+    return one
+
+
+def _reader() -> Json:
+    """The role that upstream's binding gives to HPAs, and leaves to be made."""
+    rule = {"apiGroups": [GROUP], "resources": ["*"], "verbs": ["*"]}
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": READER},
+        "rules": [rule],
+    }
+
+
+def _api_service(version: str) -> Json:
+    return {
+        "apiVersion": "apiregistration.k8s.io/v1",
+        "kind": "APIService",
+        "metadata": {"name": f"{version}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "version": version,
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            # It signs its own certificate, as upstream's manifests have it.
+            "insecureSkipTLSVerify": True,
+            "service": {"name": NAME, "namespace": NAMESPACE},
+        },
+    }

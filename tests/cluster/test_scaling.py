@@ -1,0 +1,206 @@
+"""The chart's autoscalers under the real ones: GPU and queue figures make pods, and take them back.
+
+Only the GPUs' figures are made up; Prometheus, adapter, HPA controller and server are real.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import pytest
+import yaml
+
+from tests.chart.helm import CHART
+from tests.cluster.components.prometheus import NAMESPACE as MONITORING
+from tests.cluster.inference import MODEL, v2_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.cluster.cluster import Cluster
+    from tests.cluster.components.adapter import Adapter
+    from tests.cluster.components.dcgm import Gpus
+    from tests.cluster.components.kserve import KServe
+    from tests.cluster.components.prometheus import Prometheus
+    from tests.cluster.node.api import Json
+
+FULLNAME: Final = "photos-qwen3-vl"
+PREDICTOR: Final = f"{FULLNAME}-predictor"
+SELECTOR: Final = f"app=isvc.{PREDICTOR}"
+MAX_REPLICAS: Final = 3
+SCALE_SECONDS: Final = 300.0
+LOOK_SECONDS: Final = 0.5
+# Up at once, as the chart's own values; down after seconds, not minutes.
+QUICK: Final[Json] = {
+    "probes": {"startup": {"periodSeconds": 1}, "readiness": {"periodSeconds": 1}},
+    "shutdown": {"unreadySeconds": 1, "drainSeconds": 10},
+    "autoscaling": {
+        "minReplicas": 1,
+        "maxReplicas": MAX_REPLICAS,
+        "targets": {"queuedSequences": None, "kvCacheUsedRatio": None},
+        "behavior": {
+            "scaleDown": {
+                "stabilizationWindowSeconds": 10,
+                "policies": [{"type": "Percent", "value": 100, "periodSeconds": 1}],
+            }
+        },
+        "adapter": {"namespace": MONITORING},
+    },
+}
+# Low, so that one busy GPU asks for both others at once, which then start side by side.
+GPU_TARGET_PERCENT: Final = 30
+NUM_CLIENTS: Final = 12
+QUEUE_TARGET: Final = 2
+
+
+class Scaled:
+    """A release that something scales, and the numbers of replicas it was told to have."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.namespace = namespace
+        self.wanted: list[int] = []  # without repetitions
+        self._cluster = cluster
+
+    def install(self, mode: str, targets: Json, **more: Json) -> None:
+        """`helm install` with these of `autoscaling` and other values."""
+        autoscaling = QUICK["autoscaling"] | {"mode": mode} | more.pop("autoscaling", {})
+        autoscaling["targets"] = QUICK["autoscaling"]["targets"] | targets
+        values = QUICK | more | {"autoscaling": autoscaling}
+        self._cluster.helm(
+            *("install", "photos", str(CHART), "--namespace", self.namespace, "--values", "-"),
+            stdin=yaml.safe_dump(values),
+        )
+
+    @property
+    def url(self) -> str:
+        """The Service's."""
+        path = f"/api/v1/namespaces/{self.namespace}/services/{PREDICTOR}"
+        return f"http://{self._cluster.api.get(path)['spec']['clusterIP']}"
+
+    def ready(self) -> list[Json]:
+        """Its ready pods."""
+        return self._cluster.ready_pods(self.namespace, SELECTOR)
+
+    def pods(self) -> list[Json]:
+        """All pods that it is to keep."""
+        pods = self._cluster.pods(self.namespace, SELECTOR)
+        return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+
+    def wait_for(self, num_ready: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until so many pods are wanted and ready; note what is wanted on the way."""
+
+        def look() -> bool:
+            meanwhile()
+            wanted = self._note()
+            return wanted == len(self.ready()) == num_ready
+
+        try:
+            self._cluster.wait_for(
+                look, f"{num_ready} pods are ready", seconds=SCALE_SECONDS, every=LOOK_SECONDS
+            )
+        except AssertionError as error:
+            kinds = ("hpa,scaledobject,deployment", "--namespace", self.namespace)
+            described = self._cluster.kubectl("describe", *kinds)
+            raise AssertionError(f"{error}; wanted were {self.wanted}\n{described}") from None
+
+    def stay(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Note for a while what is wanted."""
+        ended = threading.Event()
+        threading.Timer(seconds, ended.set).start()
+        while not ended.wait(LOOK_SECONDS):
+            meanwhile()
+            self._note()
+
+    def has_gone_up_and_down_once(self) -> bool:
+        """Whether replicas never fell before they were most, and never rose after."""
+        top = self.wanted.index(max(self.wanted))
+        rises = all(one < next_one for one, next_one in pairwise(self.wanted[: top + 1]))
+        falls = all(one > next_one for one, next_one in pairwise(self.wanted[top:]))
+        return rises and falls
+
+    def _note(self) -> int | None:
+        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{PREDICTOR}"
+        deployment = self._cluster.api.find(path)
+        if deployment is None:
+            return None
+        wanted = int(deployment["spec"]["replicas"])
+        if self.wanted[-1:] != [wanted]:
+            self.wanted.append(wanted)
+        return wanted
+
+
+@pytest.fixture
+def scaled(
+    cluster: Cluster, kserve: KServe, prometheus: Prometheus, namespace: str
+) -> Iterator[Scaled]:
+    """A release to be installed; uninstalled when the test ends."""
+    assert kserve.cluster is prometheus.cluster is cluster
+    yield Scaled(cluster, namespace)
+    # Not all of it lies in the namespace, and goes with it.
+    cluster.helm("uninstall", "photos", "--namespace", namespace, "--ignore-not-found")
+
+
+def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
+    scaled: Scaled, adapter: Adapter, gpus: Gpus
+) -> None:
+    scaled.install("hpa", {"gpuUtilizationPercent": GPU_TARGET_PERCENT})
+    adapter.read_rules(f"{FULLNAME}-adapter-rules")
+
+    def busy() -> None:
+        # As much as keeps three pods at their target.
+        gpus.share(3 * GPU_TARGET_PERCENT, scaled.ready(), scaled.pods())
+
+    def idle() -> None:
+        gpus.share(5, scaled.ready(), scaled.pods())
+
+    idle()
+    scaled.wait_for(1, idle)
+    scaled.wait_for(3, busy)
+    scaled.stay(15, busy)
+    scaled.wait_for(1, idle)
+    scaled.stay(15, idle)
+    assert scaled.has_gone_up_and_down_once(), scaled.wanted
+
+
+def test_a_queue_alone_does_it_too(scaled: Scaled, adapter: Adapter, sample_image: bytes) -> None:
+    scaled.install("hpa", {"queuedSequences": QUEUE_TARGET}, settings=ONE_AT_A_TIME)
+    adapter.read_rules(f"{FULLNAME}-adapter-rules")
+    scaled.wait_for(1)
+    with flood(scaled.url, sample_image):
+        scaled.wait_for(3)
+        scaled.stay(15)
+    scaled.wait_for(1)
+    assert scaled.has_gone_up_and_down_once(), scaled.wanted
+
+
+# So that few clients make a queue.
+ONE_AT_A_TIME: Final = {"engine": {"max_sequences": 1}}
+
+
+@contextmanager
+def flood(url: str, picture: bytes) -> Iterator[None]:
+    """More clients than are answered at once, each asking again when it is answered."""
+    stopped = threading.Event()
+    body = v2_request(picture, max_tokens=32)
+
+    def ask() -> None:
+        while not stopped.is_set():
+            # A connection each, so that new pods get their share.
+            try:
+                httpx.post(f"{url}/v2/models/{MODEL}/infer", json=body, timeout=60, trust_env=False)
+            except httpx.HTTPError:
+                stopped.wait(1)
+
+    clients = [threading.Thread(target=ask) for _ in range(NUM_CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        for client in clients:
+            client.join()
