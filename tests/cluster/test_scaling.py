@@ -1,6 +1,6 @@
 """The chart's autoscalers under the real ones: GPU and queue figures make pods, and take them back.
 
-Only the GPUs' figures are made up; Prometheus, adapter, HPA controller and server are real.
+Only the GPUs' figures are made up; Prometheus, adapter, KEDA, HPA controller and server are real.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, Gauge
 
 from tests.chart.helm import CHART
 from tests.cluster.components.prometheus import NAMESPACE as MONITORING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.cluster.cluster import Cluster
     from tests.cluster.components.adapter import Adapter
-    from tests.cluster.components.dcgm import Gpus
+    from tests.cluster.components.dcgm import Exporter, Gpus
     from tests.cluster.components.kserve import KServe
     from tests.cluster.components.prometheus import Prometheus
     from tests.cluster.node.api import Json
@@ -49,12 +50,14 @@ QUICK: Final[Json] = {
             }
         },
         "adapter": {"namespace": MONITORING},
+        "keda": {"pollingSeconds": 2, "cooldownSeconds": 10},
     },
 }
 # Low, so that one busy GPU asks for both others at once, which then start side by side.
 GPU_TARGET_PERCENT: Final = 30
 NUM_CLIENTS: Final = 12
 QUEUE_TARGET: Final = 2
+REJECTED: Final = 'envoy_http_downstream_rq_xx{envoy_response_code_class="5"}'
 
 
 class Scaled:
@@ -177,6 +180,27 @@ def test_a_queue_alone_does_it_too(scaled: Scaled, adapter: Adapter, sample_imag
     assert scaled.has_gone_up_and_down_once(), scaled.wanted
 
 
+@pytest.mark.usefixtures("keda")
+def test_keda_wakes_a_pod_adds_two_and_takes_all_away(
+    scaled: Scaled, gateway_figures: Exporter, sample_image: bytes
+) -> None:
+    refused(gateway_figures, 0)
+    zero = {"minReplicas": 0, "keda": QUICK["autoscaling"]["keda"] | {"wakeQuery": REJECTED}}
+    scaled.install(
+        "keda", {"queuedSequences": QUEUE_TARGET}, settings=ONE_AT_A_TIME, autoscaling=zero
+    )
+    scaled.wait_for(0)
+    scaled.wanted.clear()
+    # The gateway has nobody to send a request to.
+    refused(gateway_figures, 1)
+    scaled.wait_for(1)
+    refused(gateway_figures, 0)
+    with flood(scaled.url, sample_image):
+        scaled.wait_for(3)
+    scaled.wait_for(0)
+    assert scaled.has_gone_up_and_down_once(), scaled.wanted
+
+
 # So that few clients make a queue.
 ONE_AT_A_TIME: Final = {"engine": {"max_sequences": 1}}
 
@@ -204,3 +228,11 @@ def flood(url: str, picture: bytes) -> Iterator[None]:
         stopped.set()
         for client in clients:
             client.join()
+
+
+def refused(exporter: Exporter, num_requests: int) -> None:
+    """What a gateway tells of requests that found no pod."""
+    registry = CollectorRegistry()
+    name, label = "envoy_http_downstream_rq_xx", "envoy_response_code_class"
+    Gauge(name, "Responses", [label], registry=registry).labels("5").set(num_requests)
+    exporter.write(registry)
