@@ -22,6 +22,7 @@ TELLS_ITS_NAME = """
 import os, http.server
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet, or each answer waits for an acknowledgement
     def do_GET(self):
         body = os.environ["NAME"].encode()
         self.send_response(200)
