@@ -75,6 +75,7 @@ def test_a_drained_node_loses_no_request(
         finally:
             cluster.kubectl("uncordon", node)
     assert load.failures == [], load.summary()
+    assert len(load.outcomes) >= PER_SECOND * 2 * STEADY_SECONDS
     assert all(pod["spec"]["nodeName"] != node for pod in release.pods())
 
 
@@ -106,5 +107,6 @@ def test_a_killed_pod_fails_what_it_answers_and_hardly_anything_else(
     assert isinstance(faults[1], grpc.RpcError), faults
     # What was open at the kill may have been the killed pod's: it has failed with it or not.
     others = load.without_open(asked, killed)
+    assert len(others.outcomes) >= PER_SECOND * AROUND_A_KILL_SECONDS
     assert others.error_ratio <= OTHERS_FAILED_RATIO, load.summary()
     assert others.since(killed + MOVED_SECONDS).failures == [], load.summary()
