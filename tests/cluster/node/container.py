@@ -109,9 +109,14 @@ class Container(threading.Thread):
 
     def kill(self) -> None:
         """SIGKILL to its first process, as a crash: it restarts by its policy."""
-        # By way of unshare: of a child that got this signal it would report status 1.
+        first = self._first_process()
+        # unshare before it: of a child that got this signal it would report status 1.
         if self._process is not None:
             self._process.kill()
+        # The kernel does not tell a process that has changed its user of unshare's end.
+        if first is not None:
+            with suppress(ProcessLookupError):
+                os.kill(first, signal.SIGKILL)
 
     def execute(self, command: Sequence[str], timeout: float) -> int:
         """Run a command inside; its exit status."""
@@ -286,7 +291,7 @@ class Container(threading.Thread):
         try:
             process.wait(max(remaining, LEAST_TERM_SECONDS if hook else 0.0))
         except subprocess.TimeoutExpired:
-            process.kill()
+            self.kill()
 
     def _run_hook(self, hook: Json, timeout: float) -> None:
         if "sleep" in hook:
