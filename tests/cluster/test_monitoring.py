@@ -107,11 +107,13 @@ def test_prometheus_knows_each_ready_pod_by_its_inference_service(
     assert described(f"http://{pod['status']['podIP']}:8080", sample_image)
     finished = f"sum(qwen3vl_finished_sequences_total{{{own}}})"
     prometheus.wait_for_series(f"{finished} == 1")
+    recorded = f"count_over_time({finished}[10m:1s]) > 20"
+    prometheus.wait_for_series(recorded)
     with prometheus.away():
         pass
     prometheus.wait_for_series(f"last_over_time(up{{{own}}}[3s]) == 1")
     # What it had recorded has outlived it.
-    assert prometheus.query(f"count_over_time({finished}[10m:1s]) > 5")
+    assert prometheus.query(recorded)
     name = pod["metadata"]["name"]
     cluster.kubectl("delete", "pod", name, "--namespace", namespace, "--wait=false")
     cluster.wait_for(lambda: not prometheus.query(f'up{{pod="{name}"}}'), "it is forgotten")
