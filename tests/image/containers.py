@@ -221,7 +221,7 @@ class Engine:
         if free < needed:
             raise DiskFull(
                 f"{free / 1e9:.1f} GB are free where {self._folder} is; building takes up to "
-                f"{needed / 1e9:.0f} GB: make room, or name another disk by QVL_TOOLS_DIR"
+                f"{needed / 1e9:.0f} GB: make room, or name another disk by QWEN3VL_TOOLS_DIR"
             )
 
     def _call(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:

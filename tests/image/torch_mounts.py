@@ -2,7 +2,7 @@
 
 As a layer they would be written four times over before buildah is done with them (25 GB, and
 minutes), and fetched anew wherever nothing is cached. Mounted at their place while pip installs, it
-finds them there and installs the rest. `QVL_IMAGE_TEST=whole` builds the images as they ship.
+finds them there and installs the rest. `QWEN3VL_IMAGE_TEST=whole` builds the images as they ship.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SITE_PACKAGES: Final = "/opt/venv/lib/python{}.{}/site-packages".format(*PYTHON)
 
 def is_whole() -> bool:
     """Whether images are built as they ship."""
-    return os.environ.get("QVL_IMAGE_TEST") == "whole" or sys.version_info[:2] != PYTHON
+    return os.environ.get("QWEN3VL_IMAGE_TEST") == "whole" or sys.version_info[:2] != PYTHON
 
 
 def torch_mounts() -> tuple[str, ...]:

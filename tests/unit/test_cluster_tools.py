@@ -71,9 +71,9 @@ def test_replacements_mean_the_same_outside_their_repository(
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and nothing else to take programs from."""
-    monkeypatch.setenv("QVL_TOOLS_DIR", str(tmp_path))
+    monkeypatch.setenv("QWEN3VL_TOOLS_DIR", str(tmp_path))
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
-    monkeypatch.delenv("QVL_TOOLS_FROM_PATH", raising=False)
+    monkeypatch.delenv("QWEN3VL_TOOLS_FROM_PATH", raising=False)
     return tmp_path
 
 
@@ -116,7 +116,7 @@ def test_the_path_is_looked_at_only_when_told(
     installed = put(tmp_path / "installed", "helm")
     monkeypatch.setenv("PATH", str(installed.parent))
     assert cache.find("helm") is None
-    monkeypatch.setenv("QVL_TOOLS_FROM_PATH", "1")
+    monkeypatch.setenv("QWEN3VL_TOOLS_FROM_PATH", "1")
     assert cache.find("helm") == installed
 
 

@@ -1,8 +1,8 @@
 """Where the programs are: the cache folder, and how one is found, built or fetched.
 
 Looked for in this order: `KUBEBUILDER_ASSETS` (envtest's convention), `PATH` where
-`QVL_TOOLS_FROM_PATH=1` says that whatever version lies there will do, the cache; what is in none of
-them is built into the cache. A stamp beside each result holds the pin that made it.
+`QWEN3VL_TOOLS_FROM_PATH=1` says that whatever version lies there will do, the cache; what is in none
+of them is built into the cache. A stamp beside each result holds the pin that made it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MARKER: Final = ".pin"
 
 
 def cache_folder() -> Path:
-    """`QVL_TOOLS_DIR`, else a folder of the user's."""
-    given = os.environ.get("QVL_TOOLS_DIR")
+    """`QWEN3VL_TOOLS_DIR`, else a folder of the user's."""
+    given = os.environ.get("QWEN3VL_TOOLS_DIR")
     return Path(given) if given else Path.home() / ".cache" / "qwen3-vl-tools"
 
 
@@ -40,7 +40,7 @@ def find(name: str) -> Path | None:
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and name in ENVTEST and (Path(assets) / name).exists():
         return Path(assets) / name
-    on_path = shutil.which(name) if os.environ.get("QVL_TOOLS_FROM_PATH") == "1" else None
+    on_path = shutil.which(name) if os.environ.get("QWEN3VL_TOOLS_FROM_PATH") == "1" else None
     if on_path:
         return Path(on_path)
     cached = cache_folder() / "bin" / name
