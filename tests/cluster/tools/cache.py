@@ -1,8 +1,8 @@
 """Where the programs are: the cache folder, and how one is found, built or fetched.
 
 Looked for in this order: `KUBEBUILDER_ASSETS` (envtest's convention), `PATH` where
-`QWEN3VL_TOOLS_FROM_PATH=1` says that whatever version lies there will do, the cache; what is in none
-of them is built into the cache. A stamp beside each result holds the pin that made it.
+`QWEN3VL_TOOLS_FROM_PATH=1` says that whatever version lies there will do, the cache; what is in
+none of them is built into the cache. A stamp beside each result holds the pin that made it.
 """
 
 from __future__ import annotations
