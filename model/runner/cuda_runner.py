@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.engine.batch import FinishedStep, SampledToken
+from model.runner import triton_vision
 from model.runner.cuda_graphs import DecodeGraphs, FlatTokens, buckets_for, resolve_ids
 from model.runner.cuda_kernels import (
     CudaKernels,
@@ -25,6 +26,7 @@ from model.runner.cuda_kernels import (
 )
 from model.runner.device import device_errors
 from model.runner.fast_text import FastTextModel
+from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry
 from model.runner.kv_cache import KVCache
 from model.runner.quantize import QuantizedLinear
@@ -207,6 +209,9 @@ class CudaRunner(TorchRunner):
         sampled = [share.sequence for share in shares if share.samples]
         self._latest[: len(sampled)].copy_(token_ids)
         self._places = {sequence: place for place, sequence in enumerate(sampled)}
+
+    def _make_tower(self, visual: PreTrainedModel) -> FastVisionTower:
+        return FastVisionTower(visual, triton_vision)
 
     def _make_text(self, model: PreTrainedModel) -> FastTextModel:
         geometry = TextGeometry.of(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,31 @@ Grid: TypeAlias = tuple[int, int]
 _Attention: TypeAlias = "Callable[[Tensor, int], Tensor]"
 
 
-class FastVisionTower:
-    """Patch embedding, blocks and mergers; takes the tower's layers apart."""
+class VisionKernels(Protocol):
+    """What a device can do faster than torch's operations one by one."""
 
-    def __init__(self, tower: PreTrainedModel) -> None:
+    def add_layer_norm(
+        self, hidden: Tensor, addition: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        """Add in place to hidden, and return the sum's norm; all [num_rows, width]."""
+        ...
+
+    def rotate_in_place(self, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> None:
+        """Turn queries and keys by their patches' angles; values stay.
+
+        qkv: [num_patches, 3 * num_heads * head_dim]; cos, sin: [num_patches, head_dim / 2]
+        """
+        ...
+
+
+class FastVisionTower:
+    """Patch embedding, blocks and mergers; takes the tower's layers apart.
+
+    kernels: a device's own; without, torch's operations do what they would
+    """
+
+    def __init__(self, tower: PreTrainedModel, kernels: VisionKernels | None = None) -> None:
+        self._kernels = kernels
         config = tower.config
         assert config.hidden_act == "gelu_pytorch_tanh", "every Qwen3-VL has it"
         self._merge_size: int = config.spatial_merge_size
@@ -51,7 +72,8 @@ class FastVisionTower:
         self._position_table = table.view(1, side, side, -1).permute(0, 3, 1, 2)
         self._inverse_frequencies = tower.rotary_pos_emb.inv_freq.to(torch.float32)
         weight = tower.patch_embed.proj.weight
-        wide = weight.device.type == "cpu" and compiled.usable(weight.dtype)
+        on_cpu = weight.device.type == "cpu" and kernels is None
+        wide = on_cpu and compiled.usable(weight.dtype)
         self._wide = WideAttention(weight.dtype) if wide else None
         taps = [*config.deepstack_visual_indexes, config.depth - 1]
         mergers = [*tower.deepstack_merger_list, tower.merger]
@@ -74,11 +96,12 @@ class FastVisionTower:
         positions = self._positions(grids, patches.device)
         hidden = self._patch_embed(patches, plus=positions.embedding.to(patches.dtype))
         rotation = Rotation(positions.cos.to(patches.dtype), positions.sin.to(patches.dtype))
-        attend = _attention(rotation, grids, self._wide)
+        attend = _attention(rotation, grids, self._wide, self._kernels)
+        stream = _Stream(hidden, self._kernels)
         outputs: list[Tensor] = []
         for index, block in enumerate(self._blocks):
-            hidden = block.run(hidden, attend)
-            outputs += [merger.run(hidden) for merger in self._mergers.get(index, [])]
+            block.run(stream, attend)
+            outputs += [merger.run(stream.value()) for merger in self._mergers.get(index, [])]
         return [outputs[-1], *outputs[:-1]]
 
     def _positions(self, grids: Seq[Grid], device: torch.device) -> _Positions:
@@ -182,14 +205,50 @@ class _Block:
             down=make_linear(block.mlp.linear_fc2),
         )
 
-    def run(self, hidden: Tensor, attend: _Attention) -> Tensor:
-        """hidden: [num_patches, hidden_size]; each picture attends to itself alone."""
-        attended = attend(self.qkv(self.attention_norm(hidden)), self.num_heads)
-        hidden = self.out(attended, plus=hidden)
-        return self.down(self.up(self.mlp_norm(hidden)), plus=hidden)
+    def run(self, stream: _Stream, attend: _Attention) -> None:
+        """Add to the stream; each picture attends to itself alone."""
+        attended = attend(self.qkv(stream.normal(self.attention_norm)), self.num_heads)
+        stream.add(self.out, attended)
+        stream.add(self.down, self.up(stream.normal(self.mlp_norm)))
 
 
-def _attention(rotation: Rotation, grids: Seq[Grid], wide: WideAttention | None) -> _Attention:
+class _Stream:
+    """The sum that blocks add to: [num_patches, hidden_size].
+
+    Without kernels a product adds to it; with them the norm after it does, in the same pass.
+    """
+
+    def __init__(self, hidden: Tensor, kernels: VisionKernels | None) -> None:
+        self._hidden = hidden
+        self._kernels = kernels
+        self._pending: Tensor | None = None
+
+    def add(self, linear: Linear, rows: Tensor) -> None:
+        if self._kernels is None:
+            self._hidden = linear(rows, plus=self._hidden)
+        else:
+            assert self._pending is None, "a norm or a value comes between two sums"
+            self._pending = linear(rows)
+
+    def normal(self, norm: _Norm) -> Tensor:
+        if self._kernels is None or self._pending is None:
+            return norm(self._hidden)
+        pending, self._pending = self._pending, None
+        return self._kernels.add_layer_norm(self._hidden, pending, norm.weight, norm.bias, norm.eps)
+
+    def value(self) -> Tensor:
+        if self._pending is not None:
+            self._hidden.add_(self._pending)
+            self._pending = None
+        return self._hidden
+
+
+def _attention(
+    rotation: Rotation,
+    grids: Seq[Grid],
+    wide: WideAttention | None,
+    kernels: VisionKernels | None,
+) -> _Attention:
     """Attention over these pictures, the same in every block."""
     if wide is not None:
         own_rows = Spans.of_themselves([height * width for height, width in grids])
@@ -200,8 +259,12 @@ def _attention(rotation: Rotation, grids: Seq[Grid], wide: WideAttention | None)
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
         heads = qkv.view(len(qkv), 3 * num_heads, -1)
-        query, key = rotate(heads[:, : 2 * num_heads], rotation).chunk(2, dim=1)
-        value = heads[:, 2 * num_heads :]
+        turned, value = heads[:, : 2 * num_heads], heads[:, 2 * num_heads :]
+        if kernels is None:
+            turned = rotate(turned, rotation)
+        else:
+            kernels.rotate_in_place(qkv, rotation.cos, rotation.sin, num_heads)
+        query, key = turned.chunk(2, dim=1)
         attended = [_attend(query, key, value, span) for span in spans]
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 

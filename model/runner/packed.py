@@ -81,7 +81,11 @@ class PlainLinear(nn.Module):
 
     def forward(self, rows: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """See Linear."""
-        product: Tensor = self.layer(rows)
+        layer = self.layer
+        if self._activation is Activation.GELU_TANH and rows.is_cuda and type(layer) is nn.Linear:
+            # The product's own epilogue, where the device's library has it.
+            return torch._addmm_activation(layer.bias, rows, layer.weight.t(), use_gelu=True)
+        product: Tensor = layer(rows)
         match self._activation:
             case Activation.GELU:
                 product = gelu(product)

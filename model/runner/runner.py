@@ -87,7 +87,7 @@ class TorchRunner:
         self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
         self._text = self._make_text(model)
         visual = model.model.visual
-        tower = ReferenceTower(visual) if settings.reference else FastVisionTower(visual)
+        tower = ReferenceTower(visual) if settings.reference else self._make_tower(visual)
         self.vision = VisionEncoder(tower, checkpoint, self.device, self.dtype)
         self.embedding_cache = EmbeddingCache(settings.embedding_cache_bytes)
         self._kept: dict[Sequence, _Kept] = {}
@@ -241,6 +241,9 @@ class TorchRunner:
             images = share.sequence.request.images
             for index in [i for i in kept.embeddings if images[i].end <= share.end]:
                 del kept.embeddings[index]
+
+    def _make_tower(self, visual: PreTrainedModel) -> FastVisionTower:
+        return FastVisionTower(visual)
 
     def _make_text(self, model: PreTrainedModel) -> TextModel | FastTextModel:
         return _text_model(model, self._settings, self.placement, self._shape)

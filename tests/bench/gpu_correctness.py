@@ -10,14 +10,16 @@ import torch
 
 from model.checkpoint import read_checkpoint
 from model.runner.cuda_runner import CudaRunner
+from model.runner.load import load_runner
 from model.runner.loader import load_model
-from model.runner.runner import TorchRunner, load_runner
+from model.runner.runner import TorchRunner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.bench.gpu_parts import (
     DEVICE,
     Figure,
     batch_of,
     decoder_of,
+    make_image,
     make_sequences,
     overlapped,
 )
@@ -32,7 +34,14 @@ CORRECTNESS = "correctness"
 def check_answers() -> Iterator[Figure]:
     """Raises AssertionError where the CUDA path does not give the reference's answers."""
     shape = Shape(
-        hidden_size=256, num_heads=8, head_dim=64, mrope_section=(12, 10, 10), num_layers=4
+        hidden_size=256,
+        num_heads=8,
+        head_dim=64,
+        mrope_section=(12, 10, 10),
+        num_layers=4,
+        # Heads of 72, as the largest models have them.
+        vision_hidden_size=144,
+        vision_heads=2,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = make_checkpoint(Path(name), shape, dtype=torch.bfloat16)
@@ -46,6 +55,7 @@ def check_answers() -> Iterator[Figure]:
         note = f"bfloat16 against float32 on the CPU; transformers' own modules: {theirs:.2e}"
         yield Figure(CORRECTNESS, "relative error of logits", ours, "", note)
         assert ours < max(1.25 * theirs, 1e-2), "logits are farther off than rounding explains"
+        yield from _check_embeddings(shape, exact, torch_cuda, plain)
         tolerance = float((rounded - expected).abs().max())
         safe, agreed = _agreement(_teacher_forced(recorded), expected, tolerance)
         yield Figure(CORRECTNESS, "greedy tokens that agree", agreed, f"of {safe} safe ones")
@@ -54,6 +64,29 @@ def check_answers() -> Iterator[Figure]:
         first, second = (decoder_of(runner)._logits for runner in (recorded, plain))
         assert torch.equal(first[:3], second[:3]), "graphs change logits"
         yield Figure(CORRECTNESS, "graphs equal the same steps unrecorded", 1, "bit for bit")
+
+
+def _check_embeddings(
+    shape: Shape, exact: TorchRunner, torch_cuda: TorchRunner, ours: TorchRunner
+) -> Iterator[Figure]:
+    expected = _embeddings(exact, shape)
+    error = _distance(_embeddings(ours, shape), expected)
+    theirs = _distance(_embeddings(torch_cuda, shape), expected)
+    note = f"bfloat16 against float32 on the CPU; transformers' own modules: {theirs:.2e}"
+    yield Figure(CORRECTNESS, "relative error of image embeddings", error, "", note)
+    assert error < max(1.25 * theirs, 1e-2), "embeddings are farther off than rounding explains"
+
+
+def _embeddings(runner: TorchRunner, shape: Shape) -> torch.Tensor:
+    """Of pictures of several sizes in one call: [num_tokens, layers * hidden_size] on the CPU."""
+    window = shape.patch_size * shape.merge_size
+    sizes = [(5, 7), (5, 7), (12, 3), (1, 1)]
+    images = [
+        make_image(shape, (height * window, width * window), seed)
+        for seed, (height, width) in enumerate(sizes)
+    ]
+    encoded = runner.vision.encode(images)
+    return torch.cat([torch.cat([e.tokens, *e.deepstack], 1) for e in encoded]).float().cpu()
 
 
 def _reference(folder: Path, device: str) -> TorchRunner:

@@ -318,7 +318,7 @@ def _prefill_flops(shape: Shape, num_tokens: int) -> float:
 
 def _vision(name: str, runner: CudaRunner, shape: Shape) -> Iterator[Figure]:
     for count in (1, 4):
-        images = [_image(shape, number) for number in range(count)]
+        images = [make_image(shape, (IMAGE_SIDE, IMAGE_SIDE), number) for number in range(count)]
         seconds = device_seconds(lambda images=images: runner.vision.encode(images))  # type: ignore[misc]
         flops = count * _vision_flops(shape, (IMAGE_SIDE // shape.patch_size) ** 2)
         note = f"{count / seconds:.1f} images/s, {seconds * 1000:.1f} ms"
@@ -326,12 +326,12 @@ def _vision(name: str, runner: CudaRunner, shape: Shape) -> Iterator[Figure]:
         yield Figure(name, what, flops / seconds, "FLOP/s", note)
 
 
-def _image(shape: Shape, seed: int) -> ImageInput:
-    size = (IMAGE_SIDE, IMAGE_SIDE, 3)
-    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    grid = IMAGE_SIDE // shape.patch_size
-    num_tokens = (grid // shape.merge_size) ** 2
-    return ImageInput(pixels, grid, grid, 0, num_tokens, b"", IMAGE_SIDE, IMAGE_SIDE)
+def make_image(shape: Shape, size: tuple[int, int], seed: int) -> ImageInput:
+    """Random pixels; size: (height, width), multiples of a merge window."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    rows, columns = (side // shape.patch_size for side in size)
+    num_tokens = rows * columns // shape.merge_size**2
+    return ImageInput(pixels, rows, columns, 0, num_tokens, b"", *size)
 
 
 def _vision_flops(shape: Shape, num_patches: int) -> float:

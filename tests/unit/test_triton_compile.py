@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from model.runner import triton_attention, triton_kernels
+from model.runner import triton_attention, triton_kernels, triton_vision
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -65,14 +65,14 @@ def test_every_kernel_compiles_as_it_is_launched(
     arch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compilers = {}
-    for module in (triton_kernels, triton_attention):
+    for module in (triton_kernels, triton_attention, triton_vision):
         for name, value in list(vars(module).items()):
             # Two are called by other kernels alone.
             if isinstance(value, JITFunction) and name not in ("_offsets", "_fold"):
                 compilers[name] = Compiler(value, GPUTarget("cuda", arch, 32))
                 monkeypatch.setattr(module, name, compilers[name])
     launch_all(dtype)
-    assert len(compilers) == 6
+    assert len(compilers) == 8
     assert [name for name in compilers if not compilers[name].num_compiled] == []
 
 
@@ -81,6 +81,10 @@ def launch_all(dtype: torch.dtype) -> None:
     triton_kernels.rms_norm(rows, weight, 1e-6)
     triton_kernels.add_rms_norm(rows, rows, weight, 1e-6)
     triton_kernels.silu_mul(torch.zeros(4, 2 * 12288, dtype=dtype))
+    patches, scale = torch.zeros(4, 1152, dtype=dtype), torch.zeros(1152, dtype=dtype)
+    triton_vision.add_layer_norm(patches, patches, scale, scale, 1e-6)
+    angles = torch.zeros(4, 36, dtype=dtype)
+    triton_vision.rotate_in_place(torch.zeros(4, 3 * 1152, dtype=dtype), angles, angles, 16)
     numbers, tables = torch.zeros(4, dtype=torch.int32), torch.zeros(4, 8, dtype=torch.int32)
     cache = torch.zeros(64, KV_HEADS, HEAD_DIM, dtype=dtype)
     angles = torch.zeros(4, HEAD_DIM // 2, dtype=dtype)

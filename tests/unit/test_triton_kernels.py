@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import layer_norm, silu
 
 pytest.importorskip("triton")
 
 from model.engine.batch import ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, SamplingParams
-from model.runner import kernels, triton_attention, triton_kernels
+from model.runner import kernels, triton_attention, triton_kernels, triton_vision
 from model.runner.attention import build_attention_metadata, context_slots, paged_attention
 from model.runner.cuda_kernels import (
     MAX_SPLITS,
@@ -55,6 +55,32 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(
         actual.float().cpu(), expected.float().cpu(), rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("num_rows", "width"), [(1, 64), (3, 72), (0, 64)])
+def test_add_layer_norm(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    rows, addition = (random(num_rows, width, dtype=dtype, seed=i) for i in range(2))
+    weight, bias = (random(width, dtype=dtype, seed=i) for i in range(2))
+    total = rows + addition
+    normal = triton_vision.add_layer_norm(rows, addition, weight, bias, 1e-6)
+    close(rows, total)
+    close(normal, layer_norm(total, (width,), weight, bias, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(1, 16), (3, 24), (16, 72)])
+def test_rotation_in_place(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    num_patches, width = 5, num_heads * head_dim
+    qkv = random(num_patches, 3 * width, dtype=dtype)
+    rotation = Rotation(
+        *(random(num_patches, head_dim // 2, dtype=dtype, seed=i) for i in range(2))
+    )
+    turned = kernels.rotate(qkv[:, : 2 * width].view(num_patches, -1, head_dim), rotation)
+    values = qkv[:, 2 * width :].clone()
+    triton_vision.rotate_in_place(qkv, rotation.cos, rotation.sin, num_heads)
+    close(qkv[:, : 2 * width], turned.flatten(1))
+    assert torch.equal(qkv[:, 2 * width :], values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

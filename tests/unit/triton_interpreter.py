@@ -21,7 +21,7 @@ from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from model.runner import triton_attention, triton_kernels
+from model.runner import triton_attention, triton_kernels, triton_vision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def interpreted() -> Iterator[None]:
         importlib.import_module("triton.experimental.gluon")
     made: dict[int, Any] = {}
     with _restored(), pytest.MonkeyPatch.context() as patch:
-        for module in (tl, tl.standard, triton_kernels, triton_attention):
+        for module in (tl, tl.standard, triton_kernels, triton_attention, triton_vision):
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):
                     twin = made.setdefault(id(value), InterpretedFunction(value.fn))
