@@ -12,7 +12,6 @@ from model.checkpoint import read_checkpoint
 from model.runner.cuda_runner import CudaRunner
 from model.runner.load import load_runner
 from model.runner.loader import load_model
-from model.runner.runner import TorchRunner
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
 from tests.bench.gpu_parts import (
     DEVICE,
@@ -27,6 +26,8 @@ from tests.checkpoints import Shape, make_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from model.runner.runner import TorchRunner
 
 CORRECTNESS = "correctness"
 
@@ -112,7 +113,7 @@ def _teacher_forced(runner: TorchRunner) -> torch.Tensor:
         seen.append(logits.clone())
         return logits
 
-    runner._text.logits = recording  # type: ignore[method-assign]
+    runner._text.logits = recording  # type: ignore[method-assign, assignment]
     sequences = make_sequences(runner, (7, 300, 65))
     runner.execute(batch_of(sequences, whole=True)).tokens()
     for step in range(8):

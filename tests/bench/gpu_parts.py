@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import triton
+import triton  # type: ignore[import-untyped]
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import Qwen3VLForConditionalGeneration
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from model.engine.batch import LaunchedStep
     from model.runner.cuda_graphs import DecodeGraphs
     from model.runner.runner import TorchRunner
 
@@ -93,9 +94,12 @@ def device_seconds(run: Callable[[], object], repeats: int = 10) -> float:
     """The median of a call, by the device's clock."""
     for _ in range(3):
         run()
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
         start.record()
         run()
         end.record()
@@ -159,7 +163,7 @@ def batch_of(sequences: Seq[Sequence], *, whole: bool = False) -> ScheduledBatch
 
 def overlapped(runner: TorchRunner, sequences: Seq[Sequence], steps: int) -> Iterator[list[int]]:
     """Decode all sequences together; each step is launched before the one before is read."""
-    launched = None
+    launched: LaunchedStep | None = None
     for step in range(steps):
         shares = tuple(
             ScheduledSequence(s, len(s.token_ids) - 1 + (launched is not None), 1, samples=True)

@@ -209,8 +209,12 @@ def _http_binary(server: RunningServer, *, http2: bool) -> Callable[[bytes], Any
 
     def ask(picture: bytes) -> None:
         raw = prefixed(picture)
-        tensor = {"name": "image", "shape": [1], "datatype": "BYTES"}
-        tensor["parameters"] = {"binary_data_size": len(raw)}
+        tensor = {
+            "name": "image",
+            "shape": [1],
+            "datatype": "BYTES",
+            "parameters": {"binary_data_size": len(raw)},
+        }
         head = json.dumps({"inputs": [tensor], "parameters": {"max_tokens": 1}}).encode()
         headers = {"Inference-Header-Content-Length": str(len(head))}
         path = f"/v2/models/{MODEL_NAME}/infer"

@@ -11,6 +11,7 @@ import base64
 import json
 import statistics
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -37,6 +38,7 @@ class _Stream(asyncio.Protocol):
         self.ended = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
         self.started = time.perf_counter()
         transport.write(self._request)
 
@@ -59,10 +61,14 @@ class _Stream(asyncio.Protocol):
 async def stream_at_once(url: str, pictures: Seq[bytes], work: Work) -> tuple[float, float]:
     """All pictures at the same time; tokens a second in all, median TTFT in seconds."""
     host, port = urlsplit(url).hostname, urlsplit(url).port
+    assert host is not None, "a server's URL names its host"
+    assert port is not None, "and its port"
     loop = asyncio.get_running_loop()
     requests = [_request(picture, work) for picture in pictures]
     started = time.perf_counter()
-    connecting = (loop.create_connection(lambda r=one: _Stream(r), host, port) for one in requests)
+    connecting = (
+        loop.create_connection(partial(_Stream, request), host, port) for request in requests
+    )
     streams = [stream for _, stream in await asyncio.gather(*connecting)]
     await asyncio.gather(*(stream.ended for stream in streams))
     seconds = time.perf_counter() - started
