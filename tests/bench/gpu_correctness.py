@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 
@@ -105,24 +107,48 @@ def _cuda_runner(folder: Path, *, graphs: bool) -> CudaRunner:
 
 def _teacher_forced(runner: TorchRunner) -> torch.Tensor:
     """Logits of ragged prompts and of 8 decode steps over fixed tokens; float32 on the CPU."""
-    seen: list[torch.Tensor] = []
-    run = runner._text.logits
+    sequences = make_sequences(runner, (7, 300, 65))
+    with _recorded_logits(runner) as seen:
+        runner.execute(batch_of(sequences, whole=True)).tokens()
+        for step in range(8):
+            for sequence in sequences:
+                sequence.token_ids.append(40 + step)
+            runner.execute(batch_of(sequences)).tokens()
+    runner.release(sequences)
+    assert len(seen) == 9, "one for each step"
+    return torch.cat([logits[: len(sequences)].float().cpu() for logits in seen])
 
-    def recording(*arguments: Any) -> torch.Tensor:
-        logits = run(*arguments)
-        seen.append(logits.clone())
+
+@contextmanager
+def _recorded_logits(runner: TorchRunner) -> Iterator[list[torch.Tensor]]:
+    """The logits of every step that runs meanwhile, padding rows included."""
+    seen: list[torch.Tensor] = []
+    decoder = decoder_of(runner) if isinstance(runner, CudaRunner) else None
+    run_text = runner._text.logits
+    run_decoder = decoder.run if decoder is not None else None
+    decodes = False
+
+    def text_logits(*arguments: Any) -> torch.Tensor:
+        logits = run_text(*arguments)
+        if not decodes:
+            seen.append(logits.clone())
         return logits
 
-    runner._text.logits = recording  # type: ignore[method-assign, assignment]
-    sequences = make_sequences(runner, (7, 300, 65))
-    runner.execute(batch_of(sequences, whole=True)).tokens()
-    for step in range(8):
-        for sequence in sequences:
-            sequence.token_ids.append(40 + step)
-        runner.execute(batch_of(sequences)).tokens()
-    runner._text.logits = run  # type: ignore[method-assign]
-    runner.release(sequences)
-    return torch.cat([logits[: len(sequences)].float().cpu() for logits in seen])
+    def decoder_run(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal decodes
+        assert run_decoder is not None
+        # Unless it was recorded, a decode step calls the text model itself.
+        decodes = True
+        logits, largest = run_decoder(*arguments)
+        decodes = False
+        seen.append(logits.clone())
+        return logits, largest
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(runner._text, "logits", text_logits))
+        if decoder is not None:
+            stack.enter_context(patch.object(decoder, "run", decoder_run))
+        yield seen
 
 
 def _distance(logits: torch.Tensor, expected: torch.Tensor) -> float:

@@ -137,8 +137,9 @@ def _product_rate() -> float:
 
 def make_sequences(runner: TorchRunner, lengths: Seq[int], seed: int = 0) -> list[Sequence]:
     """Sequences of random text with blocks for some more tokens, none shared."""
+    # Each with a generator of its own: runners have the same tokens, however many blocks they have.
     draw = np.random.default_rng(seed)
-    free = iter(draw.permutation(runner.num_blocks).tolist())
+    free = iter(np.random.default_rng(seed).permutation(runner.num_blocks).tolist())
     sequences = []
     for number, length in enumerate(lengths):
         ids = tuple(draw.integers(0, 256, length).tolist())
