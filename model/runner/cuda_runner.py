@@ -24,6 +24,7 @@ from model.runner.cuda_kernels import (
     PrefillTiles,
     upload,
 )
+from model.runner.cuda_text import CudaTextModel
 from model.runner.device import device_errors
 from model.runner.fast_text import FastTextModel
 from model.runner.fast_vision import FastVisionTower
@@ -218,7 +219,7 @@ class CudaRunner(TorchRunner):
         limit = self._checkpoint.max_model_len(self._settings.max_model_len)
         block_size = self._settings.block_size
         self._kernels = CudaKernels(geometry, block_size, self.device, limit)
-        return FastTextModel(model, geometry, self._kernels)
+        return CudaTextModel(model, geometry, self._kernels)
 
     def _new_cache(self, num_blocks: int) -> KVCache:
         return KVCache(self._shape, num_blocks + 1, self.device)

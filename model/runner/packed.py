@@ -98,6 +98,18 @@ class PlainLinear(nn.Module):
         return product
 
 
+class GatedLinear:
+    """A product of gates and values, and what joins them."""
+
+    def __init__(self, linear: Linear, silu_mul: Callable[[Tensor], Tensor]) -> None:
+        self.linear = linear
+        self._silu_mul = silu_mul
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows: [num_rows, in_features]; returns [num_rows, out_features / 2]."""
+        return self._silu_mul(self.linear(rows))
+
+
 def make_linear(layer: nn.Module, activation: Activation = Activation.NONE) -> Linear:
     """Packed where that exists for the weight's device and number format."""
     # Quantized layers are another class, and have a form of their own.
@@ -125,8 +137,7 @@ def make_gated(
     """
     if isinstance(layer, nn.Linear) and widens(layer):
         return WideLinear(layer, WideActivation.SWIGLU)
-    linear = make_linear(layer)
-    return lambda rows: silu_mul(linear(rows))
+    return GatedLinear(make_linear(layer), silu_mul)
 
 
 def widens(layer: nn.Linear) -> bool:

@@ -11,10 +11,12 @@ import torch
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from model.runner.triton_kernels import kernel, power_of_two
+from model.runner.triton_kernels import power_of_two
+from model.runner.triton_launch import follow, kernel, launch
 
 LOG2_E = 1.4426950408889634
-DECODE_TILE = 64  # tokens of context that a decode program reads at once
+DECODE_TILE = 128  # tokens of context that a decode program reads at once
+JOINED_SPLITS = 16  # parts of a context that are joined at once
 DECODE_WARPS, DECODE_STAGES = 4, 2
 PREFILL_ROWS, PREFILL_TILE = 64, 64
 PREFILL_WARPS, PREFILL_STAGES = 4, 2
@@ -58,7 +60,9 @@ def decode_attention(
     partial = query.new_empty((num_rows, num_heads, max_splits, head_dim), dtype=torch.float32)
     masses = query.new_empty((num_rows, num_heads, max_splits), dtype=torch.float32)
     programs = min(max_splits, max(LEAST_PROGRAMS, DECODE_PROGRAMS // (num_rows * num_kv_heads)))
-    _decode_splits[(num_rows, num_kv_heads, programs)](
+    launch(
+        _decode_splits,
+        (num_rows, num_kv_heads, programs),
         query,
         keys,
         values,
@@ -80,7 +84,9 @@ def decode_attention(
         num_warps=DECODE_WARPS,
         num_stages=DECODE_STAGES,
     )
-    _join_splits[(num_rows, num_heads)](
+    launch(
+        _join_splits,
+        (num_rows, num_heads, 1),
         partial,
         masses,
         rows,
@@ -90,7 +96,8 @@ def decode_attention(
         num_heads,
         head_dim,
         split_tokens,
-        num_warps=2,
+        JOINED_SPLITS,
+        num_warps=4,
     )
 
 
@@ -114,7 +121,9 @@ def prefill_attention(
     Source: Dao, FlashAttention-2, 2023.
     """
     _, num_heads, head_dim = query.shape
-    _prefill[(num_heads, len(tiles))](
+    launch(
+        _prefill,
+        (num_heads, len(tiles), 1),
         query,
         keys,
         values,
@@ -188,8 +197,10 @@ def _decode_splits(
     BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr,
     TILE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """Every so many splits of one row's context a program, with all query heads of one KV head."""
+    follow(OVERLAPS)
     item = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     context = tl.load(contexts + item)
@@ -243,8 +254,11 @@ def _join_splits(
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
+    JOINED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
-    """One head of one row a program: its splits' means, weighed by their masses."""
+    """One head of one row a program: its splits' means, weighed by their masses, JOINED at once."""
+    follow(OVERLAPS)
     item = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     dim = tl.arange(0, HEAD_DIM)
@@ -253,14 +267,20 @@ def _join_splits(
     largest = tl.full([], float("-inf"), tl.float32)
     mass = tl.zeros([], tl.float32)
     weighted = tl.zeros([HEAD_DIM], tl.float32)
-    for split in range(num_splits):
-        exponent = tl.load(masses + first + split)
-        mean = tl.load(partial + (first + split) * HEAD_DIM + dim)
-        now = tl.maximum(largest, exponent)
+    for start in range(0, num_splits, JOINED):
+        split = start + tl.arange(0, JOINED)
+        inside = split < num_splits
+        exponent = tl.load(masses + first + split, mask=inside, other=float("-inf"))
+        mean = tl.load(
+            partial + (first + split)[:, None] * HEAD_DIM + dim[None, :],
+            mask=inside[:, None],
+            other=0.0,
+        )
+        now = tl.maximum(largest, tl.max(exponent, 0))
         shrink = tl.exp2(largest - now)
         weight = tl.exp2(exponent - now)
-        mass = mass * shrink + weight
-        weighted = weighted * shrink + mean * weight
+        mass = mass * shrink + tl.sum(weight, 0)
+        weighted = weighted * shrink + tl.sum(mean * weight[:, None], 0)
         largest = now
     # A padding row has no splits: it becomes zeros, not 0 / 0.
     result = weighted / tl.maximum(mass, 1e-30)
@@ -285,8 +305,10 @@ def _prefill(
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One head of one tile's queries a program."""
+    follow(OVERLAPS)
     head = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 4
     first_row = tl.load(tile).to(tl.int64)

@@ -1,46 +1,31 @@
 """The text model's kernels in Triton, each behind a function over tensors.
 
-Sums are taken in float32 whatever the tensors hold. Attention is in triton_attention.py. Knows
-neither sequences nor graphs.
+Sums are taken in float32 whatever the tensors hold. Attention is in triton_attention.py, products
+in triton_products.py. Knows neither sequences nor graphs.
 Needs triton; only what runs on CUDA imports this module.
 """
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
-from torch import Tensor
+from torch import Tensor, empty_like
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-# Triton is untyped: what it makes of a function.
-Kernel: TypeAlias = Any
+from model.runner.triton_launch import follow, kernel, launch
 
 NORM_HEADS = 8  # heads that one program norms and rotates
 SILU_WIDTH = 1024
 
 
-def kernel(function: Callable[..., object]) -> Kernel:
-    """Compile a function; its int arguments are counts, whose values must not compile it anew."""
-    parameters = inspect.signature(function).parameters.values()
-    counts = [parameter.name for parameter in parameters if parameter.annotation == "int"]
-    return triton.jit(function, do_not_specialize=counts)
-
-
 def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row by its root mean square, then by weight; rows: [num_rows, width]."""
     assert rows.is_contiguous(), "kernels address rows by their width"
-    normal = torch.empty_like(rows)
+    normal = empty_like(rows)
     width = rows.shape[1]
     if len(rows):
-        _rms_norm[(len(rows),)](
-            rows, rows, weight, normal, eps, width, power_of_two(width), False, num_warps=8
-        )
+        grid = (len(rows), 1, 1)
+        constants = (eps, width, power_of_two(width), False)
+        launch(_rms_norm, grid, rows, rows, weight, normal, *constants, num_warps=8)
     return normal
 
 
@@ -48,12 +33,12 @@ def add_rms_norm(hidden: Tensor, addition: Tensor, weight: Tensor, eps: float) -
     """Add in place to hidden, and return the sum's norm; all [num_rows, width]."""
     assert hidden.is_contiguous(), "kernels address rows by their width"
     assert addition.is_contiguous(), "kernels address rows by their width"
-    normal = torch.empty_like(hidden)
+    normal = empty_like(hidden)
     width = hidden.shape[1]
     if len(hidden):
-        _rms_norm[(len(hidden),)](
-            hidden, addition, weight, normal, eps, width, power_of_two(width), True, num_warps=8
-        )
+        grid = (len(hidden), 1, 1)
+        constants = (eps, width, power_of_two(width), True)
+        launch(_rms_norm, grid, hidden, addition, weight, normal, *constants, num_warps=8)
     return normal
 
 
@@ -63,8 +48,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     num_rows, width = len(gate_up), gate_up.shape[1] // 2
     product = gate_up.new_empty((num_rows, width))
     if num_rows:
-        grid = (num_rows, triton.cdiv(width, SILU_WIDTH))
-        _silu_mul[grid](gate_up, product, width, SILU_WIDTH, num_warps=4)
+        grid = (num_rows, triton.cdiv(width, SILU_WIDTH), 1)
+        launch(_silu_mul, grid, gate_up, product, width, SILU_WIDTH, num_warps=4)
     return product
 
 
@@ -93,8 +78,10 @@ def norm_rotate_store(
     num_heads = len(qk_norm) - num_kv_heads
     query = qkv.new_empty((num_tokens, num_heads, head_dim))
     if num_tokens:
-        grid = (num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, NORM_HEADS))
-        _norm_rotate_store[grid](
+        grid = (num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, NORM_HEADS), 1)
+        launch(
+            _norm_rotate_store,
+            grid,
             qkv,
             qk_norm,
             cos,
@@ -129,8 +116,10 @@ def _rms_norm(
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     ADDS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One row a program; PADDED: the power of two that holds WIDTH."""
+    follow(OVERLAPS)
     column = tl.arange(0, PADDED)
     inside = column < WIDTH
     offset = tl.program_id(0).to(tl.int64) * WIDTH + column
@@ -149,9 +138,14 @@ def _rms_norm(
 
 @kernel
 def _silu_mul(
-    gate_up: tl.tensor, product: tl.tensor, WIDTH: tl.constexpr, TILE: tl.constexpr
+    gate_up: tl.tensor,
+    product: tl.tensor,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """TILE columns of one row a program."""
+    follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = column < WIDTH
@@ -180,8 +174,10 @@ def _norm_rotate_store(
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     HEADS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """HEADS heads of one token a program: queries, then keys, then values; HALF: of head_dim."""
+    follow(OVERLAPS)
     TURNED: tl.constexpr = NUM_HEADS + NUM_KV_HEADS
     ALL: tl.constexpr = TURNED + NUM_KV_HEADS
     token = tl.program_id(0).to(tl.int64)

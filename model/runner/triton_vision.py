@@ -10,7 +10,8 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor, empty_like
 
-from model.runner.triton_kernels import kernel, power_of_two
+from model.runner.triton_kernels import power_of_two
+from model.runner.triton_launch import follow, kernel, launch
 
 ROTATED_HEADS = 8  # heads that one program rotates
 
@@ -27,10 +28,9 @@ def add_layer_norm(
     normal = empty_like(hidden)
     num_rows, width = hidden.shape
     if num_rows:
-        padded = power_of_two(width)
-        _add_layer_norm[(num_rows,)](
-            hidden, addition, weight, bias, normal, eps, width, padded, num_warps=4
-        )
+        constants = (eps, width, power_of_two(width))
+        rows = (hidden, addition, weight, bias, normal)
+        launch(_add_layer_norm, (num_rows, 1, 1), *rows, *constants, num_warps=4)
     return normal
 
 
@@ -44,12 +44,9 @@ def rotate_in_place(qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> No
     assert cos.stride() == sin.stride(), "one address serves both"
     num_patches, half = cos.shape
     if num_patches:
-        grid = (num_patches, triton.cdiv(2 * num_heads, ROTATED_HEADS))
-        _rotate_in_place[grid](
-            *(qkv, cos, sin, *cos.stride(), 2 * num_heads, 3 * num_heads, half),
-            *(power_of_two(half), ROTATED_HEADS),
-            num_warps=2,
-        )
+        grid = (num_patches, triton.cdiv(2 * num_heads, ROTATED_HEADS), 1)
+        constants = (2 * num_heads, 3 * num_heads, half, power_of_two(half), ROTATED_HEADS)
+        launch(_rotate_in_place, grid, qkv, cos, sin, *cos.stride(), *constants, num_warps=2)
 
 
 @kernel
@@ -62,8 +59,10 @@ def _add_layer_norm(
     EPS: tl.constexpr,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One row a program; PADDED: the power of two that holds WIDTH."""
+    follow(OVERLAPS)
     column = tl.arange(0, PADDED)
     inside = column < WIDTH
     offset = tl.program_id(0).to(tl.int64) * WIDTH + column
@@ -92,8 +91,10 @@ def _rotate_in_place(
     HALF: tl.constexpr,
     PADDED: tl.constexpr,
     HEADS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """HEADS heads of one patch a program. Of ALL, the first TURNED turn; HALF: of head_dim."""
+    follow(OVERLAPS)
     patch = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     column = tl.arange(0, PADDED)[None, :]

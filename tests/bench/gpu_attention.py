@@ -17,18 +17,25 @@ KERNELS = "decode attention"
 
 def measure_decode_attention() -> Iterator[Figure]:
     """Bandwidth of KV read, at the settings in use and at others: what to set them to."""
-    for tile, warps, stages in ((64, 4, 2), (64, 4, 3), (32, 4, 3), (128, 4, 2), (128, 8, 2)):
+    for split, tile, warps, stages in (
+        (128, 128, 4, 2),
+        (128, 64, 4, 2),
+        (128, 128, 4, 1),
+        (256, 128, 4, 2),
+        (256, 64, 4, 2),
+    ):
         triton_attention.DECODE_TILE = tile
         triton_attention.DECODE_WARPS, triton_attention.DECODE_STAGES = warps, stages
         for heads, batch in ((32, 128), (32, 1), (16, 128)):
-            name = f"B={batch}, {heads} heads: tile {tile}, {warps} warps, {stages} stages"
-            seconds = _attention_seconds(heads, batch)
+            settings = f"splits of {split}, tile {tile}, {warps} warps, {stages} stages"
+            name = f"B={batch}, {heads} heads: {settings}"
+            seconds = _attention_seconds(heads, batch, split)
             num_bytes = batch * CONTEXT * 2 * 8 * 128 * 2
             note = f"{seconds * 1e6:.0f} µs a layer"
             yield Figure(KERNELS, name, num_bytes / seconds, "byte/s", note)
 
 
-def _attention_seconds(heads: int, batch: int) -> float:
+def _attention_seconds(heads: int, batch: int, split_tokens: int) -> float:
     width = -(-CONTEXT // BLOCK_SIZE)
     slots = batch * width * BLOCK_SIZE
     # Several caches in turn: one alone would stay in the second-level cache at B=1.
@@ -47,8 +54,8 @@ def _attention_seconds(heads: int, batch: int) -> float:
             triton_attention.decode_attention(
                 *(query, keys, values, rows, tables, contexts, output),
                 block_size=BLOCK_SIZE,
-                split_tokens=256,
-                max_splits=16,
+                split_tokens=split_tokens,
+                max_splits=-(-CONTEXT // split_tokens),
                 scaling=128**-0.5,
             )
 

@@ -29,6 +29,7 @@ from model.engine.loop import Engine
 from model.engine.scheduler import Scheduler, SchedulerLimits
 from model.engine.sequence import Sequence
 from model.request import SamplingParams
+from model.runner import cuda_text, fast_text, packed, triton_products
 from model.runner.cuda_graphs import BUCKETS, bucket_of, buckets_for, padded_arrays, resolve_ids
 from model.runner.cuda_runner import CudaRunner, CudaStep, probe
 from model.runner.device import device_errors
@@ -160,6 +161,28 @@ def test_generates_what_torch_generates(
 ) -> None:
     expected = Driver(torch_runner(folder)).generate(requests_of(PROMPTS), 6)
     assert driver(cuda_runner(folder), chunk_size).generate(requests_of(PROMPTS), 6) == expected
+
+
+def test_one_row_alone_takes_kernels_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A processor's layers are packed; a device's are as they were loaded.
+    for asked in ("can_pack", "widens"):
+        monkeypatch.setattr(packed, asked, lambda *_: False)
+    monkeypatch.setattr(fast_text, "can_pack", lambda *_: False)
+    runner = cuda_runner(folder)
+    num_added = 0
+
+    def add(*arguments: torch.Tensor) -> None:
+        nonlocal num_added
+        num_added += 1
+        triton_products.add_product(*arguments)
+
+    monkeypatch.setattr(cuda_text, "add_product", add)
+    expected, _ = Driver(runner).generate(requests_of([PROMPTS[2], PROMPTS[2]]), 6)
+    assert num_added == 0
+    assert Driver(runner).generate(requests_of([PROMPTS[2]]), 6) == [expected]
+    assert num_added == 2 * SHAPE.num_layers * 5
 
 
 def test_seeded_sampling_is_the_same_overlapped(folder: Path) -> None:

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from model.runner import triton_attention, triton_kernels, triton_vision
+from model.runner import triton_attention, triton_kernels, triton_products, triton_vision
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -35,6 +35,12 @@ class Compiler:
         return self.compile
 
     def compile(self, *arguments: Any, **options: int) -> None:
+        self._compile(*arguments, **options)
+        if self.target.arch >= 90:
+            # The last parameter: whether a kernel starts before the one in front of it has ended.
+            self._compile(*arguments[:-1], True, launch_pdl=True, **options)
+
+    def _compile(self, *arguments: Any, **options: int) -> None:
         signature: dict[str, str] = {}
         constants: dict[str, Any] = {}
         attributes: dict[tuple[int, ...], Any] = {}
@@ -65,14 +71,14 @@ def test_every_kernel_compiles_as_it_is_launched(
     arch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compilers = {}
-    for module in (triton_kernels, triton_attention, triton_vision):
+    for module in (triton_kernels, triton_attention, triton_products, triton_vision):
         for name, value in list(vars(module).items()):
-            # Two are called by other kernels alone.
-            if isinstance(value, JITFunction) and name not in ("_offsets", "_fold"):
+            # Some are called by other kernels alone.
+            if isinstance(value, JITFunction) and name not in ("_offsets", "_fold", "follow"):
                 compilers[name] = Compiler(value, GPUTarget("cuda", arch, 32))
                 monkeypatch.setattr(module, name, compilers[name])
     launch_all(dtype)
-    assert len(compilers) == 8
+    assert len(compilers) == 9
     assert [name for name in compilers if not compilers[name].num_compiled] == []
 
 
@@ -85,6 +91,12 @@ def launch_all(dtype: torch.dtype) -> None:
     triton_vision.add_layer_norm(patches, patches, scale, scale, 1e-6)
     angles = torch.zeros(4, 36, dtype=dtype)
     triton_vision.rotate_in_place(torch.zeros(4, 3 * 1152, dtype=dtype), angles, angles, 16)
+    row = rows[:1]
+    triton_products.norm_product(row, weight, torch.zeros(6144, 4096, dtype=dtype), 1e-6)
+    gate_up = torch.zeros(2 * 12288, 4096, dtype=dtype)
+    triton_products.norm_gated_product(row, weight, gate_up, 1e-6)
+    down = torch.zeros(4096, 12288, dtype=dtype)
+    triton_products.add_product(row, torch.zeros(1, 12288, dtype=dtype), down)
     numbers, tables = torch.zeros(4, dtype=torch.int32), torch.zeros(4, 8, dtype=torch.int32)
     cache = torch.zeros(64, KV_HEADS, HEAD_DIM, dtype=dtype)
     angles = torch.zeros(4, HEAD_DIM // 2, dtype=dtype)

@@ -13,7 +13,13 @@ pytest.importorskip("triton")
 from model.engine.batch import ScheduledSequence
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, SamplingParams
-from model.runner import kernels, triton_attention, triton_kernels, triton_vision
+from model.runner import (
+    kernels,
+    triton_attention,
+    triton_kernels,
+    triton_products,
+    triton_vision,
+)
 from model.runner.attention import build_attention_metadata, context_slots, paged_attention
 from model.runner.cuda_kernels import (
     MAX_SPLITS,
@@ -55,6 +61,23 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(
         actual.float().cpu(), expected.float().cpu(), rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 32), (80, 6), (4100, 9)])
+def test_products_of_one_row(num_inputs: int, num_outputs: int, dtype: torch.dtype) -> None:
+    row, norm = random(1, num_inputs, dtype=dtype), random(num_inputs, dtype=dtype)
+    weight = random(2 * num_outputs, num_inputs, dtype=dtype) / num_inputs**0.5
+    normal = kernels.rms_norm(row.float(), norm.float(), 1e-6)
+    both = normal @ weight.float().T
+    close(triton_products.norm_product(row, norm, weight, 1e-6), both.to(dtype))
+    gate, up = both.chunk(2, dim=1)
+    gated = triton_products.norm_gated_product(row, norm, weight, 1e-6)
+    close(gated, (silu(gate) * up).to(dtype))
+    hidden = random(1, 2 * num_outputs, dtype=dtype)
+    total = hidden.float() + row.float() @ weight.float().T
+    triton_products.add_product(hidden, row, weight)
+    close(hidden, total.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -21,11 +21,18 @@ from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from model.runner import triton_attention, triton_kernels, triton_vision
+from model.runner import (
+    triton_attention,
+    triton_kernels,
+    triton_launch,
+    triton_products,
+    triton_vision,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+KERNELS = (triton_launch, triton_kernels, triton_attention, triton_products, triton_vision)
 # The same tests run the compiled kernels where there is a device for them.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -41,7 +48,7 @@ def interpreted() -> Iterator[None]:
         importlib.import_module("triton.experimental.gluon")
     made: dict[int, Any] = {}
     with _restored(), pytest.MonkeyPatch.context() as patch:
-        for module in (tl, tl.standard, triton_kernels, triton_attention, triton_vision):
+        for module in (tl, tl.standard, *KERNELS):
             for name, value in list(vars(module).items()):
                 if isinstance(value, JITFunction):
                     twin = made.setdefault(id(value), InterpretedFunction(value.fn))
