@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from h2.errors import ErrorCodes
 
 from model.serving.transport.exchange import Exchange
-from model.serving.transport.http1 import http_date
+from model.serving.transport.http1_exchange import http_date
 
 if TYPE_CHECKING:
     from starlette.types import Scope
