@@ -22,6 +22,7 @@ from PIL import Image
 
 from tests.bench.client import MODEL_NAME
 from tests.bench.engine import InProcessEngine
+from tests.bench.first_bytes import delays, stamped_server
 from tests.bench.light_client import stream_at_once
 from tests.bench.machine import dtypes
 from tests.bench.rounds import alternate, progress
@@ -33,6 +34,7 @@ from tests.server.grpc_client import OPTIONS, Stub, infer_request, prefixed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.bench.first_bytes import FirstTokens
     from tests.bench.rounds import Plan
     from tests.bench.servers import RunningServer
 
@@ -75,9 +77,9 @@ def measure_http(plan: Plan) -> Section:
     figures: list[Figure] = []
     for dtype in dtypes():
         progress(f"starting our server, {dtype}")
-        with running(our_server(plan.model, dtype)) as server:
+        with stamped_server(plan.model, dtype) as (server, first_tokens):
             # The server's own event loop: what the client takes of two cores, the server lacks.
-            row, ttft = uvloop.run(_server_over_engine(plan, dtype, server))
+            row, ttft = uvloop.run(_server_over_engine(plan, dtype, server, first_tokens))
         rows.append(row)
         figures += ttft
     many = ("--engine.max-sequences", str(NUM_LAG_STREAMS))
@@ -91,12 +93,17 @@ def measure_http(plan: Plan) -> Section:
 
 
 async def _server_over_engine(
-    plan: Plan, dtype: str, server: RunningServer
+    plan: Plan, dtype: str, server: RunningServer, first_tokens: FirstTokens
 ) -> tuple[Row, tuple[Figure, ...]]:
     num_streams = STREAMS_PER_CONCURRENCY * plan.concurrency
+    handed_over: list[float] = []
 
     async def ours(number: int) -> tuple[float, float]:
-        return await stream_at_once(server.url, CHAT.pictures(num_streams, 4, number), CHAT)
+        first_tokens.take()
+        done = await stream_at_once(server.url, CHAT.pictures(num_streams, 4, number), CHAT)
+        if number:
+            handed_over.extend(delays(first_tokens.take(), done.first_bytes))
+        return done.tokens_per_second, done.ttft_seconds
 
     async with InProcessEngine.start(plan.model, dtype) as engine:
 
@@ -111,7 +118,16 @@ async def _server_over_engine(
     more = [(one[1] - other[1]) * 1000 for one, other in rounds]
     spread = f" ({min(more):.0f} to {max(more):.0f})"
     ttft = Figure(work, "TTFT p50, added", statistics.median(more), MORE_TTFT_MS, spread)
-    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE), (ttft, one_more)
+    last = _first_byte(work, handed_over)
+    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE), (last, ttft, one_more)
+
+
+def _first_byte(work: str, seconds: list[float]) -> Figure:
+    """What the server adds to the engine's TTFT, however the prefills fell into steps."""
+    milliseconds = [one * 1000 for one in seconds]
+    late = statistics.quantiles(milliseconds, n=20)[-1]
+    figure = "first token chosen to first byte read, median"
+    return Figure(work, figure, statistics.median(milliseconds), MORE_TTFT_MS, f" (p95 {late:.1f})")
 
 
 async def _more_ttft_of_one(server: RunningServer, engine: InProcessEngine, dtype: str) -> Figure:
@@ -119,7 +135,7 @@ async def _more_ttft_of_one(server: RunningServer, engine: InProcessEngine, dtyp
     more = []
     for number in range(NUM_ALONE):
         pictures = CHAT.pictures(2, 6, number)
-        _, ours = await stream_at_once(server.url, pictures[:1], ALONE)
+        ours = (await stream_at_once(server.url, pictures[:1], ALONE)).ttft_seconds
         more.append((ours - (await engine.at_once(pictures[1:], ALONE)).ttft_seconds) * 1000)
     spread = f" (quartiles {', '.join(f'{one:.1f}' for one in statistics.quantiles(more))})"
     work = f"server, one stream at a time, {dtype}, vs engine alone"

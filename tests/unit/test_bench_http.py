@@ -1,10 +1,16 @@
-"""The benchmark's arithmetic on the server's histogram."""
+"""The benchmark's arithmetic on the server's histogram, and on moments of both sides."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from tests.bench.first_bytes import FirstTokens, delays
 from tests.bench.http import quantile
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 INF = float("inf")
 
@@ -20,3 +26,19 @@ INF = float("inf")
 )
 def test_quantile(cumulative: dict[float, float], share: float, value: float) -> None:
     assert quantile(cumulative, share) == pytest.approx(value)
+
+
+def test_delays_are_paired_in_the_order_of_the_tokens() -> None:
+    assert delays([2.0, 1.0, 1.0], [1.5, 2.25, 1.25]) == [0.25, 0.5, 0.25]
+    with pytest.raises(ValueError, match="zip"):
+        delays([1.0], [1.5, 2.0])
+
+
+def test_each_first_token_is_taken_once(tmp_path: Path) -> None:
+    file = tmp_path / "moments"
+    file.write_text("1.5\n2.5\n")
+    moments = FirstTokens(file)
+    assert moments.take() == [1.5, 2.5]
+    file.write_text("1.5\n2.5\n3.5\n")
+    assert moments.take() == [3.5]
+    assert moments.take() == []
