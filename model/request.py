@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from model.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -26,6 +28,8 @@ MAX_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
 MAX_STOP_TOKENS = 1024
 MAX_LOGPROBS = 20
+# (token, logprob) pairs that one answer tells of its prompts: some 8 MB of JSON.
+MAX_PROMPT_LOGPROBS = 1 << 17
 
 # What each sampling parameter may be, both ends included.
 RANGES: Final = {
@@ -38,6 +42,7 @@ RANGES: Final = {
     "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY),
     "seed": (0, MAX_SEED),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 # And those that must be above 0: at most.
 MOST_ABOVE_ZERO: Final = {"top_p": 1.0, "repetition_penalty": 10.0}
@@ -100,6 +105,7 @@ class SamplingParams:
     once and for each time, as OpenAI defines them; repetition_penalty: over the prompt as well
     logit_bias: (token id, what is added to its logit)
     logprobs: how many of the most probable tokens are told with each token; None: no logprobs
+    prompt_logprobs: the same of the prompt's own tokens
 
     Raises InvalidRequest with the name, the value and the limit.
     """
@@ -119,6 +125,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -221,6 +228,21 @@ class GenerateRequest:
         return stop if self.sampling.ignore_eos else stop | self.eos_token_ids
 
 
+def check_prompt_logprobs(requests: Iterable[GenerateRequest]) -> None:
+    """Raise InvalidRequest for more logprobs of prompts than one answer should hold."""
+    asking = [
+        (len(request.prompt_token_ids), 1 + request.sampling.prompt_logprobs)
+        for request in requests
+        if request.sampling.prompt_logprobs is not None
+    ]
+    num_told = sum(num_tokens * num_each for num_tokens, num_each in asking)
+    if num_told > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"{sum(num_tokens for num_tokens, _ in asking)} tokens of prompts have {num_told} "
+            f"logprobs to tell; the limit is {MAX_PROMPT_LOGPROBS}"
+        )
+
+
 class FinishReason(Enum):
     """Why a sequence ended, as clients read it."""
 
@@ -234,10 +256,12 @@ class TokenLogprobs(NamedTuple):
     """Natural logarithms of the model's own probabilities, before any filter or temperature.
 
     top: (token id, logprob) of the most probable tokens, the first of them first
+    rank: the token's own place among all, from 1; told of a prompt's tokens only
     """
 
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int | None = None
 
 
 class TokenEvent(NamedTuple):
@@ -248,6 +272,7 @@ class TokenEvent(NamedTuple):
     finish_reason: set on the last event; error: what the client is told when the reason is ERROR
     queue_seconds: how long the sequence waited before its first step
     num_cached_tokens: of its prompt, whose KV was found in the prefix cache
+    prompt_logprobs: of the prompt's tokens but the first, with the first token, where asked for
     """
 
     request_id: str
@@ -258,3 +283,4 @@ class TokenEvent(NamedTuple):
     queue_seconds: float = 0.0
     logprobs: TokenLogprobs | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None

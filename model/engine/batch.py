@@ -74,11 +74,16 @@ class ScheduledBatch:
 
 
 class SampledToken(NamedTuple):
-    """A token that a step chose; with a fault it is none, and its request cannot go on."""
+    """A token that a step chose; with a fault it is none, and its request cannot go on.
+
+    prompt_logprobs: with a sequence's first token, where its request asks for them: of all of the
+    prompt's tokens but the first, which nothing comes before
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     fault: ServingError | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class OutOfDeviceMemory(Exception):
@@ -147,6 +152,11 @@ class Runner(Protocol):
         Its shares then reach one token past `sequence.token_ids`: the runner holds that token. A
         token that `token_ids` has is always taken from there: after a failure shares come again.
         """
+        ...
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether requests may ask for their prompts' logprobs."""
         ...
 
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:

@@ -110,6 +110,7 @@ class Engine:
         on_fatal: Callable[[], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
+        self._runner = runner
         self._steps = Steps(scheduler, runner)
         self._max_queued_requests = max_queued_requests
         self._max_queued_image_tokens = max_queued_image_tokens
@@ -135,6 +136,11 @@ class Engine:
     def max_sequence_tokens(self) -> int:
         """Tokens of prompt and answer that one sequence can have."""
         return self._scheduler.max_sequence_tokens
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether requests may ask for their prompts' logprobs."""
+        return self._runner.tells_prompts
 
     @property
     def num_queued(self) -> int:

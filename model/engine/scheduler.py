@@ -205,7 +205,7 @@ class Scheduler(Ledger):
 
     def _follow(self, sequence: Sequence) -> bool:
         """Let a waiting sequence wait for blocks that a running one computes right now."""
-        if not self._flights:
+        if not self._flights or sequence.needs_whole_prompt:
             return False
         extend_digests(sequence, self.pool.block_size)
         num_wanted = (len(sequence.token_ids) - 1) // self.pool.block_size
@@ -218,7 +218,7 @@ class Scheduler(Ledger):
     def _take_prefix(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Give a waiting sequence the blocks of its known beginning; False if it must wait."""
         blocks: list[int] = []
-        if self.limits.prefix_cache:
+        if self.limits.prefix_cache and not sequence.needs_whole_prompt:
             extend_digests(sequence, self.pool.block_size)
             # The last token is always computed: its logits choose the next one.
             most = (len(sequence.token_ids) - 1) // self.pool.block_size
@@ -286,7 +286,7 @@ class Scheduler(Ledger):
     def _append(
         self, sequence: Sequence, token: SampledToken, now: float, gaps: Counter[float]
     ) -> TokenEvent:
-        token_id, logprobs, _ = token
+        token_id, logprobs, _, prompt_logprobs = token
         sequence.token_ids.append(token_id)
         last = sequence.last_token_seconds
         if last is None:
@@ -314,6 +314,7 @@ class Scheduler(Ledger):
             sequence.queue_seconds,
             logprobs,
             sequence.num_cached_tokens,
+            prompt_logprobs,
         )
 
 

@@ -61,6 +61,7 @@ class Sequence:
     admission
     num_cached_tokens: of its prompt, found computed when it first started
     priority, needs_history: the request's; num_image_tokens: of all its images
+    tells_prompt: whether it asks for its prompt's logprobs
     """
 
     request: GenerateRequest
@@ -84,12 +85,14 @@ class Sequence:
     priority: int = field(init=False)
     needs_history: bool = field(init=False)
     num_image_tokens: int = field(init=False)
+    tells_prompt: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
         self.end_token_ids = self.request.end_token_ids
         self.priority = self.request.priority
         self.needs_history = self.request.needs_history
+        self.tells_prompt = self.request.sampling.prompt_logprobs is not None
         self.num_image_tokens = sum(image.num_tokens for image in self.request.images)
 
     def apply(self, transition: Transition) -> None:
@@ -120,6 +123,11 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Known and pending tokens whose KV is still to be computed; 1 in steady decode."""
         return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether every token of the prompt must be computed, also those whose KV is known."""
+        return self.tells_prompt and self.num_completion_tokens == 0
 
     @property
     def is_running(self) -> bool:

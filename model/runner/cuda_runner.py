@@ -127,6 +127,11 @@ class CudaRunner(TorchRunner):
         """Always: chosen tokens stay on the device."""
         return True
 
+    @property
+    def tells_prompts(self) -> bool:
+        """Not yet: what is told would have to come back with a later step's tokens."""
+        return False
+
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
         """Launch one step; raises OutOfDeviceMemory, DeviceFailure."""

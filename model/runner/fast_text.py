@@ -79,6 +79,15 @@ class FastTextModel:
 
     def logits(self, inputs: TextInputs, cache: KVCache) -> Tensor:
         """Run a step; writes the batch's KV. Returns [num_samples, vocab_size] float32."""
+        return self.head(self.hidden(inputs, cache))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of what `hidden` gives: [num_rows, vocab_size] float32."""
+        logits: Tensor = self._head(hidden)
+        return logits.to(torch.float32)
+
+    def hidden(self, inputs: TextInputs, cache: KVCache) -> Tensor:
+        """Run a step's layers; writes the batch's KV. Returns [num_samples, hidden_size]."""
         hidden: Tensor = self._embed(inputs.token_ids)
         images = inputs.images
         if images is not None:
@@ -91,10 +100,7 @@ class FastTextModel:
             normal = self._native(hidden, rotation, inputs, cache, trims=trims)
         else:
             normal = self._run(hidden, rotation, inputs, cache, trims=trims)
-        if not trims:
-            normal = normal.index_select(0, inputs.sample_rows)
-        logits: Tensor = self._head(normal)
-        return logits.to(torch.float32)
+        return normal if trims else normal.index_select(0, inputs.sample_rows)
 
     def _run(
         self, hidden: Tensor, rotation: Rotation, inputs: TextInputs, cache: KVCache, *, trims: bool

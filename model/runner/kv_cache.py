@@ -16,6 +16,8 @@ from model.runner.device import UnusableSetting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from transformers import PreTrainedConfig
+
     from model.settings import EngineSettings
 
 DEFAULT_CPU_BYTES = 1 << 30
@@ -30,6 +32,17 @@ class KVShape:
     head_dim: int
     block_size: int
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, block_size: int, dtype: torch.dtype) -> KVShape:
+        """Of a text model's configuration."""
+        return cls(
+            num_layers=config.num_hidden_layers,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+            dtype=dtype,
+        )
 
     @property
     def block_bytes(self) -> int:

@@ -64,6 +64,23 @@ def raw_logprobs(logits: Tensor, rows: Seq[Row]) -> Logprobs | None:
     return Logprobs(members, num_top, table, top_ids.long(), table.gather(1, top_ids.long()))
 
 
+def known_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
+    """Of tokens that are known already, with their ranks; one for each row of logits.
+
+    logits: [num_rows, vocab_size] float32; token_ids: [num_rows] int64
+    """
+    table = logits.log_softmax(-1)
+    ranks = _ranks(table)
+    own = token_ids[:, None]
+    places = (ranks > ranks.gather(1, own)).sum(-1) + 1
+    top_ids = ranks.topk(min(num_top, logits.shape[1])).indices
+    columns = (table.gather(1, own)[:, 0], top_ids, table.gather(1, top_ids), places)
+    return [
+        TokenLogprobs(logprob, tuple(zip(ids, values, strict=True)), place)
+        for logprob, ids, values, place in zip(*(one.tolist() for one in columns), strict=True)
+    ]
+
+
 def _ranks(table: Tensor) -> Tensor:
     """Integers in the order of the logprobs, of equal ones the smaller id larger: no two alike.
 

@@ -45,7 +45,7 @@ class TextInputs:
 
     token_ids: [num_tokens] int64; positions: [3, num_tokens] int64
     attention: what the text model's own `metadata` made of the batch
-    sample_rows: [num_samples] int64, rows whose logits choose a token
+    sample_rows: [num_samples] int64, ascending; rows whose logits choose a token, or tell of one
     """
 
     token_ids: Tensor
@@ -72,12 +72,21 @@ class TextModel:
 
     def logits(self, inputs: TextInputs, cache: KVCache) -> Tensor:
         """Run a step; writes the batch's KV. Returns [num_samples, vocab_size] float32."""
+        return self.head(self.hidden(inputs, cache))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of what `hidden` gives: [num_rows, vocab_size] float32."""
+        logits: Tensor = self._head(hidden)
+        return logits.to(torch.float32)
+
+    def hidden(self, inputs: TextInputs, cache: KVCache) -> Tensor:
+        """Run a step's layers; writes the batch's KV. Returns [num_samples, hidden_size]."""
         hidden = self._layers.embed_tokens(inputs.token_ids)
         visual: dict[str, Any] = {}
         if inputs.images is not None:
             hidden.index_copy_(0, inputs.images.rows, inputs.images.tokens)
             visual = _dense_deepstack(inputs.images, hidden)
-        output = self._layers(
+        output: Tensor = self._layers(
             inputs_embeds=hidden[None],
             position_ids=inputs.positions[:, None],
             use_cache=False,
@@ -85,9 +94,7 @@ class TextModel:
             attention_metadata=inputs.attention,
             **visual,
         ).last_hidden_state[0]
-        sampled = output.index_select(0, inputs.sample_rows)
-        logits: Tensor = self._head(sampled)
-        return logits.to(torch.float32)
+        return output.index_select(0, inputs.sample_rows)
 
 
 def _dense_deepstack(images: ImageRows, hidden: Tensor) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.native import NativeKernels, supports
 from model.runner.placement import Placement
 from model.runner.positions import PromptPositions, prompt_positions
+from model.runner.prompt_logprobs import PromptLogprobs, told_rows
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.rows import RowSource
 from model.runner.sampler import sample
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Sequence as Seq
 
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from model.checkpoint import Checkpoint
     from model.engine.batch import LaunchedStep
@@ -84,7 +85,7 @@ class TorchRunner:
         self._weight_bytes = _weight_bytes(model)
         num_layers = model.config.text_config.num_hidden_layers
         self.placement = placement or Placement.on(self.device, num_layers)
-        self._shape = _kv_shape(model.config.text_config, settings.block_size, self.dtype)
+        self._shape = KVShape.of(model.config.text_config, settings.block_size, self.dtype)
         self._text = self._make_text(model)
         visual = model.model.visual
         tower = ReferenceTower(visual) if settings.reference else self._make_tower(visual)
@@ -92,6 +93,7 @@ class TorchRunner:
         self.embedding_cache = EmbeddingCache(settings.embedding_cache_bytes)
         self._kept: dict[Sequence, _Kept] = {}
         self._rows = RowSource(checkpoint)
+        self._prompts = PromptLogprobs()
         self.cache = self._allocate()
 
     @property
@@ -119,6 +121,11 @@ class TorchRunner:
         """Never: a step's tokens are known when it returns."""
         return False
 
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether prompts' logprobs can be had."""
+        return True
+
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
         """Run one step; raises OutOfDeviceMemory, DeviceFailure."""
@@ -127,10 +134,10 @@ class TorchRunner:
             if not batch.sequences:
                 return FinishedStep([])
             inputs = self._inputs(batch.sequences)
-            logits = self._text.logits(inputs, self.cache)
+            logits = self._prompts.logits(self._text, inputs, self.cache, batch.sequences)
             tokens = sample(logits, self._rows.rows(batch.sequences))
         self._drop_used(batch.sequences)
-        return FinishedStep(tokens)
+        return FinishedStep(self._prompts.attach(batch.sequences, tokens))
 
     def free_memory(self) -> None:
         """Drop the embeddings of pictures that no running sequence needs."""
@@ -140,13 +147,14 @@ class TorchRunner:
         """Forget what is kept for these; unknown ones are fine."""
         sequences = list(sequences)
         self._rows.release(sequences)
+        self._prompts.release(sequences)
         for sequence in sequences:
             self._kept.pop(sequence, None)
 
     @property
     def num_kept(self) -> int:
         """Sequences something is kept for."""
-        return len(self._kept)
+        return len(self._kept) + len(self._prompts)
 
     def kept_images(self, sequence: Sequence) -> frozenset[int]:
         """Indices of the sequence's images whose embeddings are held."""
@@ -194,10 +202,12 @@ class TorchRunner:
         """Flatten the shares into the tensors of one step."""
         token_ids: list[int] = []
         positions = []
-        sample_rows = []
+        sample_rows: list[int] = []
         for share in shares:
             token_ids += share.sequence.token_ids[share.start : share.end]
             positions.append(self._keep(share.sequence).positions.span(share.start, share.end))
+            first = len(token_ids) - share.num_tokens
+            sample_rows += range(first, first + told_rows(share))
             if share.samples:
                 sample_rows.append(len(token_ids) - 1)
         return TextInputs(
@@ -336,13 +346,3 @@ def _text_model(
 
 def _weight_bytes(model: PreTrainedModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def _kv_shape(config: PreTrainedConfig, block_size: int, dtype: torch.dtype) -> KVShape:
-    return KVShape(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        block_size=block_size,
-        dtype=dtype,
-    )

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from model.errors import InvalidRequest
-from model.request import MAX_SEED, FinishReason, GenerateRequest
+from model.errors import InvalidRequest, Unsupported
+from model.request import MAX_SEED, FinishReason, GenerateRequest, check_prompt_logprobs
 from model.serving.chat import ImagePart, Message, TextPart
 from model.serving.fetch import Fetcher
 from model.serving.images import decode_image, is_url
@@ -70,6 +70,7 @@ class Completion:
 
     image_tokens, cached_tokens: of the prompt's, those that stand for pictures, and those whose
     work was found done
+    prompt_logprobs: of the prompt's tokens but the first, where they were asked for
     """
 
     text: str
@@ -80,6 +81,7 @@ class Completion:
     completion_tokens: int
     timings: Timings
     logprobs: tuple[tuple[int, TokenLogprobs], ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Generation:
@@ -91,6 +93,7 @@ class Generation:
         self.request = request
         self.queue_seconds = 0.0
         self.cached_tokens = 0
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._stream = stream
         self._detokenizer = detokenizer
 
@@ -111,6 +114,8 @@ class Generation:
             async for event in self._stream:
                 self.queue_seconds = max(self.queue_seconds, event.queue_seconds)
                 self.cached_tokens = event.num_cached_tokens
+                if event.prompt_logprobs is not None:
+                    self.prompt_logprobs = event.prompt_logprobs
                 if event.error is not None:
                     raise event.error
                 text = "" if event.token_id is None else self._detokenizer.push(event.token_id)
@@ -170,6 +175,8 @@ class Pipeline:
                 "tokens"
             )
         prompt.sampling.check_vocabulary(self.checkpoint.vocab_size)
+        if prompt.sampling.prompt_logprobs is not None and not self.engine.tells_prompts:
+            raise Unsupported("this server cannot tell a prompt's logprobs on this device")
         self.encoder.check_num_images(len(prompt.images))
 
     async def prepare(self, prompts: Seq[Prompt]) -> list[GenerateRequest]:
@@ -187,7 +194,9 @@ class Pipeline:
         prepared = await asyncio.gather(
             *(loop.run_in_executor(self._threads, self._prepare, prompt) for prompt in prompts)
         )
-        return [request for requests in prepared for request in requests]
+        requests = [request for requests in prepared for request in requests]
+        check_prompt_logprobs(requests)
+        return requests
 
     async def tokenise(self, prompt: Prompt, **options: bool) -> EncodedPrompt:
         """A prompt's tokens, however many; on the worker threads.
@@ -328,6 +337,7 @@ class Transcript:
                 ended - self._started,
             ),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._generation.prompt_logprobs,
         )
 
 

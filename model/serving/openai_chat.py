@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from model.serving.openai_fields import (
 )
 from model.serving.openai_logprobs import TokenAligner, Told, chat_logprobs
 from model.serving.openai_messages import parse_messages
+from model.serving.openai_prompt import listed_logprobs
 from model.serving.openai_tools import ToolUse, parse_tools
 from model.serving.prompt import Prompt
 from model.serving.tool_calls import CallArguments, CallStart, Content, ToolCallParser
@@ -115,7 +117,8 @@ class Chat:
     async def answer(self, model: Qwen3VLModel) -> dict[str, Any]:
         """The whole answer; raises ServingError."""
         pipeline = model.pipeline
-        completions = await pipeline.complete(await self._prepared(pipeline))
+        requests = await self._prepared(pipeline)
+        completions = await pipeline.complete(requests)
         tally = Tally.of(completions, self.fields.n)
         choices = []
         for index, completion in enumerate(completions):
@@ -130,7 +133,16 @@ class Chat:
                     "finish_reason": said.reason,
                 }
             )
-        return {**self.head.fields(KIND), "choices": choices, "usage": tally.usage()}
+        answer = {**self.head.fields(KIND), "choices": choices, "usage": tally.usage()}
+        if self.fields.sampling.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = await asyncio.to_thread(
+                listed_logprobs,
+                requests[0].prompt_token_ids,
+                completions[0].prompt_logprobs,
+                self.fields.sampling.prompt_logprobs,
+                pipeline.encoder.token_bytes,
+            )
+        return answer
 
     async def events(self, model: Qwen3VLModel) -> AsyncGenerator[bytes, None]:
         """The answer as chunks, those of one step together; raises ServingError."""

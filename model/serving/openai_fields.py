@@ -46,6 +46,7 @@ COMMON_FIELDS: Final = (
     "priority",
     "cache_salt",
     "logprobs",
+    "prompt_logprobs",
 )
 CHAT_FIELDS: Final = (
     *COMMON_FIELDS,
@@ -83,7 +84,6 @@ REFUSED_FIELDS: Final[Mapping[str, tuple[object, str]]] = {
     "add_generation_prompt": (True, "an answer is a new message"),
     "continue_final_message": (None, "an answer is a new message"),
     "use_beam_search": (None, "this server samples"),
-    "prompt_logprobs": (None, "logprobs are of the answer"),
     "prompt_embeds": (None, "prompts are text or tokens"),
     "truncate_prompt_tokens": (None, "a prompt is read whole or refused"),
     "suffix": (None, "this model does not fill in the middle"),
@@ -172,7 +172,7 @@ def parse_common(
     sampling: of the request's `parameters_of`
     """
     return CommonFields(
-        sampling=sampling,
+        sampling=with_prompt_logprobs(sampling, document),
         bounds=parse_bounds(document),
         structure=_structure(document),
         n=integer("n", document["n"]) if document.get("n") is not None else 1,
@@ -203,6 +203,16 @@ def with_completion_logprobs(sampling: SamplingParams, document: dict[str, Any])
     if wanted is None:
         return sampling
     return replace(sampling, logprobs=_num_logprobs("logprobs", wanted))
+
+
+def with_prompt_logprobs(sampling: SamplingParams, document: dict[str, Any]) -> SamplingParams:
+    """vLLM's prompt_logprobs, a number."""
+    wanted = document.get("prompt_logprobs")
+    if wanted is None:
+        return sampling
+    if document.get("stream"):
+        raise InvalidRequest("prompt_logprobs is given with stream; only whole answers tell them")
+    return replace(sampling, prompt_logprobs=_num_logprobs("prompt_logprobs", wanted))
 
 
 def parse_bounds(document: dict[str, Any]) -> PixelBounds:

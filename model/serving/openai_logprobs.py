@@ -31,10 +31,15 @@ class Told(NamedTuple):
 
 
 class TokenAligner:
-    """Of one answer: the tokens that go with each of its deltas."""
+    """Of one answer: the tokens that go with each of its deltas.
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
+    silent: tell also those that show nothing of themselves; whoever reads a prompt's tokens with
+    the answer's counts them
+    """
+
+    def __init__(self, token_bytes: TokenBytes, *, silent: bool = False) -> None:
         self._token_bytes = token_bytes
+        self._silent = silent
         self._waiting: deque[Told] = deque()
         self._num_written = 0
         self._num_said = 0
@@ -45,9 +50,10 @@ class TokenAligner:
             self._waiting.append(Told(self._num_written, token_id, logprobs))
             self._num_written += self._width(token_id)
         self._num_said += len(delta.text.encode())
-        if delta.finish_reason is FinishReason.STOP:
+        stops = delta.finish_reason is FinishReason.STOP
+        if stops and not self._silent:
             self._drop_silent()
-        whole = delta.finish_reason is FinishReason.LENGTH
+        whole = delta.finish_reason is FinishReason.LENGTH or (stops and self._silent)
         told = []
         while self._waiting and (whole or self._waiting[0].start < self._num_said):
             told.append(self._waiting.popleft())
@@ -87,25 +93,28 @@ def completion_logprobs(
 
     text_offset: characters of the choice's text before the first of these tokens
     """
-    tokens = [_name(token_bytes[one.token_id]) for one in told]
+    tokens = [name_of(token_bytes[one.token_id]) for one in told]
     offsets = []
     for one in told:
         offsets.append(text_offset)
         text_offset += num_characters(one.token_id, token_bytes)
     return {
         "text_offset": offsets,
-        "token_logprobs": [_finite(one.logprobs.logprob) for one in told],
+        "token_logprobs": [finite(one.logprobs.logprob) for one in told],
         "tokens": tokens,
         "top_logprobs": [
-            {
-                _name(token_bytes[token_id]): _finite(logprob)
-                for token_id, logprob in (
-                    *one.logprobs.top[:num_top],
-                    (one.token_id, one.logprobs.logprob),
-                )
-            }
-            for one in told
+            top_logprobs(one.token_id, one.logprobs, num_top, token_bytes) for one in told
         ],
+    }
+
+
+def top_logprobs(
+    token_id: int, told: TokenLogprobs, num_top: int, token_bytes: TokenBytes
+) -> dict[str, float]:
+    """By the tokens' text: of the most probable ones and of the one that came."""
+    return {
+        name_of(token_bytes[one]): finite(logprob)
+        for one, logprob in (*told.top[:num_top], (token_id, told.logprob))
     }
 
 
@@ -113,16 +122,17 @@ def _chat_token(token_id: int, logprob: float, token_bytes: TokenBytes) -> dict[
     data = token_bytes[token_id]
     return {
         "token": data.decode(errors="replace"),
-        "logprob": _finite(logprob),
+        "logprob": finite(logprob),
         "bytes": list(data),
     }
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """As JSON can say it."""
     return max(logprob, LEAST_LOGPROB)
 
 
-def _name(data: bytes) -> str:
+def name_of(data: bytes) -> str:
     """A token as completions write it: parts of a character by their bytes."""
     try:
         return data.decode()
@@ -132,6 +142,9 @@ def _name(data: bytes) -> str:
 
 def num_characters(token_id: int, token_bytes: TokenBytes) -> int:
     """Characters of the answer that begin in a token; special tokens are not in it."""
-    if token_id in token_bytes.special_ids:
-        return 0
-    return sum(byte & 0xC0 != 0x80 for byte in token_bytes[token_id])
+    return 0 if token_id in token_bytes.special_ids else num_letters(token_bytes[token_id])
+
+
+def num_letters(data: bytes) -> int:
+    """Characters that begin in a piece of UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in data)

@@ -240,7 +240,6 @@ def test_wrong_logprobs_of_completions_are_told() -> None:
         {"chat_template_kwargs": {"add_vision_id": True}},
         {"add_generation_prompt": False},
         {"continue_final_message": True},
-        {"prompt_logprobs": 1},
         {"include_stop_str_in_output": True},
         {"skip_special_tokens": False},
         {"bad_words": ["x"]},

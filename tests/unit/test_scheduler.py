@@ -368,6 +368,24 @@ def test_equal_beginnings_that_come_together_are_computed_once() -> None:
     assert engine.stats.prefix_hit_tokens == 56
 
 
+def test_a_prompt_that_is_told_is_computed_whole() -> None:
+    engine, runner = scheduler(), FakeRunner(64, 4)
+    engine.add(request("one", 30, prompt_seed="same"))
+    first = run(engine, runner)["one"]
+    engine.add(request("told", 30, prompt_seed="same", prompt_logprobs=0))
+    [event] = step(engine, runner)
+    assert (event.num_cached_tokens, runner.batches[-1].num_tokens) == (0, 30)
+    assert [event.token_id, *run(engine, runner)["told"]] == first
+
+
+def test_a_prompt_that_is_told_waits_for_nobody_who_computes_it() -> None:
+    engine, runner = scheduler(max_batched_tokens=64), FakeRunner(64, 4)
+    engine.add(request("leader", 30, prompt_seed="same"))
+    engine.add(request("told", 30, prompt_seed="same", prompt_logprobs=0))
+    step(engine, runner)
+    assert [share.num_tokens for share in runner.batches[0].sequences] == [30, 30]
+
+
 def test_a_follower_waits_for_the_common_part_only() -> None:
     engine, runner = scheduler(max_batched_tokens=16), FakeRunner(64, 4)
     long = request("long", 100)

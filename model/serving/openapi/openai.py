@@ -50,6 +50,10 @@ def _open(properties: dict[str, Schema], *required: str) -> Schema:
     return obj(properties, required=required, closed=False)
 
 
+def _up_to(most: int) -> Schema:
+    return nullable({"type": "integer", "minimum": 0, "maximum": most})
+
+
 TEXT_PART: Final = _open({"type": {"const": "text"}, "text": STRING}, "type", "text")
 PICTURE_PART: Final = _open(
     {
@@ -134,6 +138,7 @@ COMMON: Final[dict[str, Schema]] = {
             }
         )
     ),
+    "prompt_logprobs": _up_to(MAX_LOGPROBS),
     "priority": nullable({**INTEGER, "description": "Lower goes first; 0 is the default."}),
     "cache_salt": nullable(
         {**STRING, "description": "Cached work is shared only with requests of the same."}
@@ -243,8 +248,11 @@ def _completion(settings: Settings) -> Schema:
             array(COUNT, minItems=1),
             array(text_or_tokens, minItems=1, maxItems=settings.request.max_batch),
         ),
+        "max_tokens": either(
+            {"const": 0, "description": "With echo: the prompt alone."}, COMMON["max_tokens"]
+        ),
         "logprobs": _up_to(MAX_LOGPROBS),
-        "echo": nullable(BOOLEAN),
+        "echo": nullable({**BOOLEAN, "description": "Begin with the prompt, and its logprobs."}),
         "best_of": nullable({"type": "integer", "minimum": 1, "maximum": MAX_ANSWERS}),
     }
     assert properties.keys() == set(COMPLETION_FIELDS)
@@ -268,10 +276,6 @@ def _tokenize() -> Schema:
             "messages",
         ),
     )
-
-
-def _up_to(most: int) -> Schema:
-    return nullable({"type": "integer", "minimum": 0, "maximum": most})
 
 
 _PICTURE: Final = {"type": "image_url", "image_url": {"url": sample_url()}}
@@ -300,6 +304,7 @@ _CHATS: Final = {
 _COMPLETIONS: Final = {
     "a text": {"prompt": "A small red", "max_tokens": 5},
     "two, with logprobs": {"prompt": ["A small", "A large"], "max_tokens": 3, "logprobs": 1},
+    "a prompt's logprobs": {"prompt": "A red", "max_tokens": 0, "echo": True, "logprobs": 1},
 }
 _TOKENIZED: Final = {
     "a text": {"prompt": "A small red circle", "return_token_strs": True},

@@ -33,15 +33,10 @@ def _like(value: object) -> Schema:
     return COUNT
 
 
-def _completion(kind: str, choices: dict[str, Schema]) -> Schema:
-    """A whole answer; choices: what each of its choices has besides an index."""
-    return answer(
-        {
-            **_head(kind),
-            "choices": array(answer({"index": COUNT, **choices})),
-            "usage": ref("OpenAIUsage"),
-        }
-    )
+def _completion(kind: str, choices: Schema, more: dict[str, Schema] | None = None) -> Schema:
+    """A whole answer; more: what it has only where it is asked for."""
+    whole = {**_head(kind), "choices": array(choices), "usage": ref("OpenAIUsage")}
+    return answer({**whole, **(more or {})}, optional=tuple(more or ()))
 
 
 def _chunk(kind: str, choices: dict[str, Schema]) -> Schema:
@@ -81,14 +76,16 @@ CHAT_LOGPROBS: Final = answer(
         "refusal": {"type": "null"},
     }
 )
+# Of a prompt's first token nothing is known.
 TEXT_LOGPROBS: Final = answer(
     {
         "text_offset": TOKENS,
-        "token_logprobs": array(NUMBER),
+        "token_logprobs": array(nullable(NUMBER)),
         "tokens": array(STRING),
-        "top_logprobs": array(OBJECT),
+        "top_logprobs": array(nullable(OBJECT)),
     }
 )
+PROMPT_LOGPROBS: Final[dict[str, Schema]] = {"prompt_logprobs": array(nullable(OBJECT))}
 CHAT_REASON: Final = one_of(("stop", "length", "tool_calls"))
 TEXT_REASON: Final = one_of(("stop", "length"))
 TEXT: Final[dict[str, Schema]] = {"text": STRING, "logprobs": nullable(TEXT_LOGPROBS)}
@@ -121,13 +118,17 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "Models": answer({"object": {"const": "list"}, "data": array(ref("Model"))}),
     "ChatCompletion": _completion(
         "chat.completion",
-        {
-            "message": answer(
-                {**MESSAGE, "tool_calls": array(answer(CALL))}, optional=("tool_calls",)
-            ),
-            "logprobs": nullable(CHAT_LOGPROBS),
-            "finish_reason": CHAT_REASON,
-        },
+        answer(
+            {
+                "index": COUNT,
+                "message": answer(
+                    {**MESSAGE, "tool_calls": array(answer(CALL))}, optional=("tool_calls",)
+                ),
+                "logprobs": nullable(CHAT_LOGPROBS),
+                "finish_reason": CHAT_REASON,
+            }
+        ),
+        PROMPT_LOGPROBS,
     ),
     "ChatCompletionChunk": _chunk(
         "chat.completion.chunk",
@@ -137,7 +138,13 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "finish_reason": nullable(CHAT_REASON),
         },
     ),
-    "Completion": _completion("text_completion", {**TEXT, "finish_reason": TEXT_REASON}),
+    "Completion": _completion(
+        "text_completion",
+        answer(
+            {"index": COUNT, **TEXT, "finish_reason": TEXT_REASON, **PROMPT_LOGPROBS},
+            optional=tuple(PROMPT_LOGPROBS),
+        ),
+    ),
     "CompletionChunk": _chunk("text_completion", {**TEXT, "finish_reason": nullable(TEXT_REASON)}),
     "Tokens": answer(
         {
