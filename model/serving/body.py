@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from starlette.requests import Request
-    from starlette.types import Receive
+    from starlette.types import Receive, Scope
 
 T = TypeVar("T")
 # A view is a large body where the transport received it.
@@ -50,6 +50,8 @@ GZIP_WBITS: Final = 31
 CLIENT_CLOSED_REQUEST: Final = 499
 # A key of ASGI's http.request messages: bytes of the body that have come so far.
 NUM_RECEIVED: Final = "num_received"
+# A key of ASGI's scope["extensions"]: see Exchange.offer.
+PIECE_WRITER: Final = "qwen3vl.piece_writer"
 INTERNAL_ERROR: Final = "internal error; the server's log says more"
 
 
@@ -186,6 +188,14 @@ def _inflater(encoding: str) -> _Inflater | None:
             raise UnsupportedMediaType(
                 f"Content-Encoding is {shown(encoding)}; it must be gzip, deflate or identity"
             )
+
+
+def piece_writer(scope: Scope) -> Callable[[bytes], bool]:
+    """What sends a piece of the body at once, and says False where only ASGI's `send` can."""
+    writer: Callable[[bytes], bool] = scope.get("extensions", {}).get(
+        PIECE_WRITER, lambda piece: False
+    )
+    return writer
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:

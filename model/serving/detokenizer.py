@@ -32,10 +32,11 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_ALPHABET: Final = _byte_alphabet()
 
 
-class TokenBytes:
+class TokenBytes(dict[int, bytes]):
     """The bytes each token id stands for; made once for a tokenizer, for any thread.
 
-    Raises CheckpointError if the tokenizer's vocabulary is not byte-level.
+    None for an id without a token, as in a padded vocabulary. Ids are looked up when they are first
+    asked for. Raises CheckpointError if the tokenizer's vocabulary is not byte-level.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -50,13 +51,9 @@ class TokenBytes:
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
             if token.special
         )
-        self._known: dict[int, bytes] = {}
 
-    def __getitem__(self, token_id: int) -> bytes:
-        """The bytes of one token; none for an id without a token, as in a padded vocabulary."""
-        known = self._known.get(token_id)
-        if known is None:
-            known = self._known[token_id] = self._read(token_id)
+    def __missing__(self, token_id: int) -> bytes:
+        known = self[token_id] = self._read(token_id)
         return known
 
     def _read(self, token_id: int) -> bytes:
@@ -78,6 +75,8 @@ class IncrementalDetokenizer:
 
     Not DecodeStream of tokenizers: it emits nothing while the text ends in U+FFFD, so that bytes
     which never become a character hold back all text and are decoded anew with each token.
+
+    stopped: a stop string came; the text has ended
     """
 
     def __init__(
@@ -92,19 +91,20 @@ class IncrementalDetokenizer:
         self._stop = stop
         self._skipped = token_bytes.special_ids if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._within_character = False
         self._held = ""
-        self.stop_string: str | None = None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string came; the text has ended."""
-        return self.stop_string is not None
+        self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Add one token; returns the text that is now certain, often none. After the stop: none."""
         if self.stopped or token_id in self._skipped:
             return ""
-        return self._advance(self._utf8.decode(self._token_bytes[token_id]))
+        data = self._token_bytes[token_id]
+        if data.isascii() and not self._within_character:  # as most are: no state is needed
+            return self._advance(data.decode())
+        text = self._utf8.decode(data)
+        self._within_character = bool(self._utf8.getstate()[0])
+        return self._advance(text)
 
     def flush(self) -> str:
         """The text held back until now; call it once, when no more tokens come."""
@@ -120,9 +120,10 @@ class IncrementalDetokenizer:
         if not self._stop:
             return text
         # Nothing before the held text can belong to a stop string: it was let go because of that.
-        found = [(start + len(s), start, s) for s in self._stop if (start := text.find(s)) >= 0]
+        found = [(start + len(s), start) for s in self._stop if (start := text.find(s)) >= 0]
         if found:
-            _, start, self.stop_string = min(found)
+            _, start = min(found)
+            self.stopped = True
             self._held = ""
             return text[:start]
         num_held = self._num_held(text)

@@ -16,7 +16,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from model.errors import InvalidRequest, Unsupported
 from model.request import MAX_SEED, FinishReason, GenerateRequest, check_prompt_logprobs
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 MAX_GRAMMARS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """Text that one or more tokens added; finish_reason is set on the last delta.
+class TextDelta(NamedTuple):
+    """Text that one or more tokens added; finish_reason is set on the last delta. A named tuple:
+    one is made for nearly every token.
 
     logprobs: (token id, its logprobs) of each token since the delta before, where they were asked
     for; the token that ends the text, or completes a stop string, is one of them
@@ -110,30 +110,32 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[TextDelta]:
         """Yield text as it becomes certain; leaving early cancels. Raises ServingError."""
         told: list[tuple[int, TokenLogprobs]] = []
+        detokenizer = self._detokenizer
         try:
             async for event in self._stream:
-                self.queue_seconds = max(self.queue_seconds, event.queue_seconds)
-                self.cached_tokens = event.num_cached_tokens
+                # An event that only says how it ended does not know them.
+                self.queue_seconds = event.queue_seconds or self.queue_seconds
+                self.cached_tokens = event.num_cached_tokens or self.cached_tokens
                 if event.prompt_logprobs is not None:
                     self.prompt_logprobs = event.prompt_logprobs
                 if event.error is not None:
                     raise event.error
-                text = "" if event.token_id is None else self._detokenizer.push(event.token_id)
+                text = "" if event.token_id is None else detokenizer.push(event.token_id)
                 if event.token_id is not None and event.logprobs is not None:
                     told.append((event.token_id, event.logprobs))
                 reason = event.finish_reason
-                if self._detokenizer.stopped:
+                if detokenizer.stopped:
                     reason = FinishReason.STOP
                 elif reason is not None:
-                    text += self._detokenizer.flush()
+                    text += detokenizer.flush()
                 if text or reason is not None:
                     yield TextDelta(text, event.num_completion_tokens, reason, tuple(told))
                     told.clear()
                 if reason is not None:
                     return
         finally:
-            stopped = self._detokenizer.stopped
-            self._stream.close(FinishReason.STOP if stopped else FinishReason.CANCELLED)
+            reason = FinishReason.STOP if detokenizer.stopped else FinishReason.CANCELLED
+            self._stream.close(reason)
 
     def close(self) -> None:
         """Cancel what has not finished."""

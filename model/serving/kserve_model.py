@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.engine.batch import Runner
     from model.request import GenerateRequest, SamplingParams
-    from model.serving.generation import Completion, Generation, TextDelta
+    from model.serving.generation import Completion
     from model.settings import Settings
 
 
@@ -206,9 +206,11 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
                     f"a streamed request holds {len(batch.requests)} prompts; the limit is 1"
                 )
             [generation] = self.pipeline.start(batch.requests)
+            prompt_tokens = generation.prompt_tokens
             try:
-                async for delta in generation:
-                    yield _delta(generation, delta)
+                async for text, num_tokens, reason, _ in generation:
+                    told = "" if reason is None else reason.value
+                    yield Delta(text, told, prompt_tokens, num_tokens)
             finally:
                 generation.close()
         self._count(batch, generation.queue_seconds, time.monotonic_ns())
@@ -285,15 +287,6 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
                 f"prompt is not UTF-8: byte {e.start} is {e.object[e.start]:#04x}"
             ) from e
         return texts * rows if len(texts) == 1 else texts
-
-
-def _delta(generation: Generation, delta: TextDelta) -> Delta:
-    return Delta(
-        text=delta.text,
-        finish_reason=delta.finish_reason.value if delta.finish_reason else "",
-        prompt_tokens=generation.prompt_tokens,
-        completion_tokens=delta.num_completion_tokens,
-    )
 
 
 def _response(request: InferRequest, **tensors: list[Any]) -> InferResponse:

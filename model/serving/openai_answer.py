@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 NULL: Final = b"null"
 
 
-def _encode(event: bytes | dict[str, Any]) -> bytes:
-    """Chunks come as the bytes they are, errors as objects."""
-    return event if isinstance(event, bytes) else data_event(event)
-
-
-EVENTS: Final = StreamFormat(SSE_TYPE, _encode, error_event, COMMENT, b"data: [DONE]\n\n")
+EVENTS: Final = StreamFormat(SSE_TYPE, data_event, error_event, COMMENT, b"data: [DONE]\n\n")
 
 
 @dataclass(frozen=True, slots=True)

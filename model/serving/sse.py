@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from model.errors import EngineFailure, ServingError
-from model.serving.body import INTERNAL_ERROR, until_disconnect
+from model.serving.body import INTERNAL_ERROR, piece_writer, until_disconnect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -55,9 +55,9 @@ class StreamFormat:
     end: bytes = b""
 
 
-def data_event(item: dict[str, Any]) -> bytes:
-    """A server-sent event without a name."""
-    return b"data: " + orjson.dumps(item) + b"\n\n"
+def data_event(item: dict[str, Any] | bytes) -> bytes:
+    """A server-sent event without a name; bytes are one already."""
+    return item if isinstance(item, bytes) else b"data: " + orjson.dumps(item) + b"\n\n"
 
 
 def typed_event(item: dict[str, Any]) -> bytes:
@@ -147,9 +147,9 @@ class EventStream(Response):
         """Send the objects as they come, until they end or the client goes away."""
         with suppress(ClientDisconnect):
             async with aclosing(self._rest):
-                await until_disconnect(receive, self._send(send))
+                await until_disconnect(receive, self._send(send, piece_writer(scope)))
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, offer: Callable[[bytes], bool]) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
@@ -159,7 +159,9 @@ class EventStream(Response):
             async with aclosing(self._objects()) as objects:
                 async for item in objects:
                     self._last_sent = time.monotonic()
-                    await send(_piece(self._form.encode(item)))
+                    piece = self._form.encode(item)
+                    if not offer(piece):
+                        await send(_piece(piece))
         except OSError:
             return  # the client went away in the middle of a send
         finally:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from model.errors import InvalidRequest
 from model.serving.images import is_url
 from model.serving.json_body import get_object, get_string, kind, parse_object
 from model.serving.parameters import shown
-from model.serving.v2_codec import response_head
+from model.serving.v2_codec import request_head, response_head
 from model.serving.v2_tensors import (
     OUTPUT_NAMES,
     Limits,
@@ -66,17 +68,25 @@ def encode_answer(response: InferResponse, request: InferRequest) -> dict[str, A
     return {**response_head(response, request), **_with_text_output(values)}
 
 
-def encode_delta(delta: Delta, head: dict[str, Any]) -> dict[str, Any]:
-    """One piece of a streamed answer: the text it adds; the last also says why it ended.
-
-    head: `request_head` of the request, the same for all pieces
+class DeltaEvents:
+    """The pieces of a streamed answer as server-sent events; what is the same in each is encoded
+    once.
     """
-    answer = {**head, "text": delta.text, "text_output": delta.text}
-    if delta.finish_reason:
-        answer["finish_reason"] = delta.finish_reason
-        answer["prompt_tokens"] = delta.prompt_tokens
-        answer["completion_tokens"] = delta.completion_tokens
-    return answer
+
+    def __init__(self, request: InferRequest) -> None:
+        self._before = b"data: " + orjson.dumps(request_head(request))[:-1]
+
+    def event(self, delta: Delta) -> bytes:
+        """The text that a piece adds; the last also says why it ended."""
+        text = orjson.dumps(delta.text)
+        end = b"}\n\n"
+        if delta.finish_reason:
+            end = b',"finish_reason":"%b","prompt_tokens":%d,"completion_tokens":%d}\n\n' % (
+                delta.finish_reason.encode(),
+                delta.prompt_tokens,
+                delta.completion_tokens,
+            )
+        return b"".join((self._before, b',"text":', text, b',"text_output":', text, end))
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,8 @@ from model.serving.v2_codec import (
     HEADER_LENGTH,
     decode_request,
     encode_response,
-    request_head,
 )
-from model.serving.v2_generate import decode_generate, encode_answer, encode_delta
+from model.serving.v2_generate import DeltaEvents, decode_generate, encode_answer
 from model.serving.v2_model import (
     UNSUPPORTED,
     V2Model,
@@ -196,13 +195,13 @@ class _Inference:
             check_one_sequence(infer_request)
             return await EventStream.begin(request.receive, self._deltas(infer_request))
 
-    async def _deltas(self, request: InferRequest) -> AsyncGenerator[dict[str, Any], None]:
-        head = request_head(request)
+    async def _deltas(self, request: InferRequest) -> AsyncGenerator[bytes, None]:
+        events = DeltaEvents(request)
         # Held open by the stream itself: the handler returns long before the last byte.
         with self._lifecycle.request():
             async with closing(self._model.stream(request)) as deltas:
                 async for delta in deltas:
-                    yield encode_delta(delta, head)
+                    yield events.event(delta)
 
     @asynccontextmanager
     async def _accepted(

@@ -7,8 +7,7 @@ HTTP and gRPC cannot disagree about the model.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 import model as package
 from model.errors import ModelNotFound
@@ -58,8 +57,7 @@ UNSUPPORTED: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """One piece of a streamed answer: the outputs of the contract, each of shape [1].
 
     text: what is added; finish_reason: empty but in the last one

@@ -61,6 +61,25 @@ async def test_however_the_bytes_come_the_requests_are_the_same(cut: int) -> Non
         await wire.read_until(b"hello")
 
 
+async def test_pieces_may_be_sent_past_the_app_s_layers() -> None:
+    async with served() as one, httpx.AsyncClient(base_url=one.url) as client:
+        assert (await client.get("/offers")).text == "0123"
+        assert one.app.num_offered == 3
+        assert (await client.get("/offers_length")).text == "ab"
+        assert (await client.head("/offers")).status_code == 200
+        assert one.app.num_offered == 0, "an answer without a body has no pieces"
+
+
+async def test_a_client_that_does_not_read_is_waited_for() -> None:
+    async with served() as one:
+        wire = await one.connect()
+        head = b"GET /offers?endless HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        await wire.send(head)
+        await asyncio.sleep(0.1)
+        assert 3 < one.app.num_offered < 1000
+        assert (await wire.read_to_end()).endswith(PIECE + b"\r\n0\r\n\r\n")
+
+
 async def test_a_head_may_come_byte_by_byte() -> None:
     async with served() as one:
         wire = await one.connect()

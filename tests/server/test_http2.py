@@ -180,6 +180,12 @@ async def test_a_body_that_nobody_takes_waits_with_the_client() -> None:
 # Clients that go
 
 
+async def test_pieces_that_are_offered_take_the_way_of_all_others() -> None:
+    async with served() as one, http2_client(one) as client:
+        assert (await client.get("/offers")).text == "0123"
+        assert one.app.num_offered == 0
+
+
 @pytest.mark.parametrize("path", ["/wait", "/endless"])
 async def test_a_cancelled_stream_ends_alone(path: str) -> None:
     async with served() as one:

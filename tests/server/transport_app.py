@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from model.serving.body import piece_writer
 from model.serving.transport.limits import ConnectionLimits
 from model.serving.transport.server import HttpServer
 
@@ -32,6 +33,7 @@ class App:
     /echo: the body; /length: how long it was, and in how many pieces
     /refuse: an answer before the body is read; /pieces: 20 pieces of 64 KiB
     /endless: the same until the client is gone; /wait: nothing until the client is gone
+    /offers: pieces past the app's layers, until one has to wait for the client
     /break: fails in the middle; /fail: fails at once; /scope: what the app was told
     """
 
@@ -41,6 +43,7 @@ class App:
         self.gone = asyncio.Event()
         self.began = asyncio.Event()
         self.scope: dict[str, Any] = {}
+        self.num_offered = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scope = scope
@@ -105,6 +108,32 @@ class App:
         while True:
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
             self.num_pieces_sent += 1
+
+    async def offers(self, receive: Any, send: Any) -> None:
+        offer = piece_writer(self.scope)
+        self.num_offered = 0
+        assert not offer(b"before the head")
+        await self._start(send)
+        assert not offer(b"before the first piece")
+        await send({"type": "http.response.body", "body": b"0", "more_body": True})
+        for number in range(1, 4):
+            if offer(b"%d" % number):
+                self.num_offered += 1
+            else:
+                await send(
+                    {"type": "http.response.body", "body": b"%d" % number, "more_body": True}
+                )
+        while self.scope["query_string"] == b"endless" and offer(PIECE):
+            self.num_offered += 1
+        await send({"type": "http.response.body", "body": b""})
+        assert not offer(b"after the end")
+
+    async def offers_length(self, receive: Any, send: Any) -> None:
+        offer = piece_writer(self.scope)
+        await self._start(send, (b"content-length", b"2"))
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        assert not offer(b"b"), "the bytes of an announced length are counted"
+        await send({"type": "http.response.body", "body": b"b"})
 
     async def wait(self, receive: Any, send: Any) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -129,7 +129,6 @@ def test_stopping_is_told_and_final() -> None:
     detokenizer = IncrementalDetokenizer(TOKEN_BYTES, ("!", "?"))
     assert [detokenizer.push(token_id) for token_id in ids_of("ab?cd!")] == list("ab") + [""] * 4
     assert detokenizer.stopped
-    assert detokenizer.stop_string == "?"
     assert detokenizer.flush() == ""
 
 

@@ -10,8 +10,7 @@ import pytest
 from kserve import InferOutput, InferRequest, InferResponse
 
 from model.errors import InvalidRequest
-from model.serving.v2_codec import request_head
-from model.serving.v2_generate import decode_generate, encode_answer, encode_delta
+from model.serving.v2_generate import DeltaEvents, decode_generate, encode_answer
 from model.serving.v2_model import Delta
 from model.serving.v2_tensors import Limits
 
@@ -119,10 +118,15 @@ def test_a_batch_has_lists() -> None:
 
 
 def test_only_the_last_delta_says_why_it_ended() -> None:
-    request = decode(image=TEXT)
-    head = {"model_name": "m", "model_version": "1"}
-    text = {"text": "a", "text_output": "a"}
-    assert request_head(request) == head
-    assert encode_delta(Delta("a", "", 7, 1), head) == {**head, **text}
+    events = DeltaEvents(decode(image=TEXT, id='"9"'))
+
+    def read(event: bytes) -> dict[str, Any]:
+        assert (event[:6], event[-2:]) == (b"data: ", b"\n\n")
+        told: dict[str, Any] = json.loads(event[6:])
+        return told
+
+    head = {"model_name": "m", "model_version": "1", "id": '"9"'}
+    text = {"text": 'a"\n\u00e9', "text_output": 'a"\n\u00e9'}
+    assert read(events.event(Delta(text["text"], "", 7, 1))) == {**head, **text}
     counts = {"finish_reason": "length", "prompt_tokens": 7, "completion_tokens": 2}
-    assert encode_delta(Delta("a", "length", 7, 2), head) == {**head, **text, **counts}
+    assert read(events.event(Delta(text["text"], "length", 7, 2))) == {**head, **text, **counts}

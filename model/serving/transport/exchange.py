@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
-from model.serving.body import INTERNAL_ERROR, NUM_RECEIVED
+from model.serving.body import INTERNAL_ERROR, NUM_RECEIVED, PIECE_WRITER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
@@ -90,6 +90,7 @@ class Exchange(ABC):
     """
 
     def __init__(self, scope: Scope) -> None:
+        scope["extensions"] = {PIECE_WRITER: self.offer}
         self.scope = scope
         self.answered = False
         self.body_ended = False
@@ -204,6 +205,19 @@ class Exchange(ABC):
             self._changed.set()
             self._ended()
 
+    def offer(self, data: bytes) -> bool:
+        """Send one more piece of the body now, past the app's layers, which leave bodies alone.
+
+        A stream has one for every token. False, and nothing is sent, where `send` has to wait, to
+        count or to refuse.
+        """
+        head = self._head
+        if head is None or head.content_length is not None:
+            return False
+        if not self._head_sent or self.answered or self._gone or self._bodyless:
+            return False
+        return self._send_now(data)
+
     @property
     def _bodyless(self) -> bool:
         assert self._head is not None
@@ -235,6 +249,10 @@ class Exchange(ABC):
     @abstractmethod
     async def _send_body(self, data: bytes, more: bool) -> None:
         """Write one more piece; wait while the client does not read."""
+
+    def _send_now(self, data: bytes) -> bool:
+        """Write one more piece where that takes no waiting; False, and nothing, where it does."""
+        return False
 
     @abstractmethod
     def _wanted(self) -> None:

@@ -67,6 +67,9 @@ class Http1Exchange(Exchange):
         if framed:
             await self._connection.write(framed)
 
+    def _send_now(self, data: bytes) -> bool:
+        return self._connection.write_now(self._framed(data, more=True))
+
     def _head_bytes(self, head: Head) -> bytes:
         lines = [status_line(head.status), b"date: " + http_date(int(time.time()))]
         lines += [name + b": " + value for name, value in head.headers if name != b"connection"]
