@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Of 4 bytes each: every array starts at a multiple of 64 bytes. Triton compiles a kernel anew for
 # a pointer that is no multiple of 16.
 ALIGNMENT = 16
-SPLIT_TOKENS = 128
+SPLIT_TOKENS = 256
 MAX_SPLITS = 128
 
 

@@ -16,7 +16,6 @@ from model.runner.triton_launch import follow, kernel, launch
 
 LOG2_E = 1.4426950408889634
 DECODE_TILE = 128  # tokens of context that a decode program reads at once
-JOINED_SPLITS = 16  # parts of a context that are joined at once
 DECODE_WARPS, DECODE_STAGES = 4, 2
 PREFILL_ROWS, PREFILL_TILE = 64, 64
 PREFILL_WARPS, PREFILL_STAGES = 4, 2
@@ -86,7 +85,7 @@ def decode_attention(
     )
     launch(
         _join_splits,
-        (num_rows, num_heads, 1),
+        (num_rows, num_heads),
         partial,
         masses,
         rows,
@@ -96,8 +95,7 @@ def decode_attention(
         num_heads,
         head_dim,
         split_tokens,
-        JOINED_SPLITS,
-        num_warps=4,
+        num_warps=2,
     )
 
 
@@ -123,7 +121,7 @@ def prefill_attention(
     _, num_heads, head_dim = query.shape
     launch(
         _prefill,
-        (num_heads, len(tiles), 1),
+        (num_heads, len(tiles)),
         query,
         keys,
         values,
@@ -254,10 +252,9 @@ def _join_splits(
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
-    JOINED: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ) -> None:
-    """One head of one row a program: its splits' means, weighed by their masses, JOINED at once."""
+    """One head of one row a program: its splits' means, weighed by their masses."""
     follow(OVERLAPS)
     item = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -267,20 +264,14 @@ def _join_splits(
     largest = tl.full([], float("-inf"), tl.float32)
     mass = tl.zeros([], tl.float32)
     weighted = tl.zeros([HEAD_DIM], tl.float32)
-    for start in range(0, num_splits, JOINED):
-        split = start + tl.arange(0, JOINED)
-        inside = split < num_splits
-        exponent = tl.load(masses + first + split, mask=inside, other=float("-inf"))
-        mean = tl.load(
-            partial + (first + split)[:, None] * HEAD_DIM + dim[None, :],
-            mask=inside[:, None],
-            other=0.0,
-        )
-        now = tl.maximum(largest, tl.max(exponent, 0))
+    for split in range(num_splits):
+        exponent = tl.load(masses + first + split)
+        mean = tl.load(partial + (first + split) * HEAD_DIM + dim)
+        now = tl.maximum(largest, exponent)
         shrink = tl.exp2(largest - now)
         weight = tl.exp2(exponent - now)
-        mass = mass * shrink + tl.sum(weight, 0)
-        weighted = weighted * shrink + tl.sum(mean * weight[:, None], 0)
+        mass = mass * shrink + weight
+        weighted = weighted * shrink + mean * weight
         largest = now
     # A padding row has no splits: it becomes zeros, not 0 / 0.
     result = weighted / tl.maximum(mass, 1e-30)

@@ -23,7 +23,7 @@ def rms_norm(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     normal = empty_like(rows)
     width = rows.shape[1]
     if len(rows):
-        grid = (len(rows), 1, 1)
+        grid = (len(rows),)
         constants = (eps, width, power_of_two(width), False)
         launch(_rms_norm, grid, rows, rows, weight, normal, *constants, num_warps=8)
     return normal
@@ -36,7 +36,7 @@ def add_rms_norm(hidden: Tensor, addition: Tensor, weight: Tensor, eps: float) -
     normal = empty_like(hidden)
     width = hidden.shape[1]
     if len(hidden):
-        grid = (len(hidden), 1, 1)
+        grid = (len(hidden),)
         constants = (eps, width, power_of_two(width), True)
         launch(_rms_norm, grid, hidden, addition, weight, normal, *constants, num_warps=8)
     return normal
@@ -48,7 +48,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     num_rows, width = len(gate_up), gate_up.shape[1] // 2
     product = gate_up.new_empty((num_rows, width))
     if num_rows:
-        grid = (num_rows, triton.cdiv(width, SILU_WIDTH), 1)
+        grid = (num_rows, triton.cdiv(width, SILU_WIDTH))
         launch(_silu_mul, grid, gate_up, product, width, SILU_WIDTH, num_warps=4)
     return product
 
@@ -78,7 +78,7 @@ def norm_rotate_store(
     num_heads = len(qk_norm) - num_kv_heads
     query = qkv.new_empty((num_tokens, num_heads, head_dim))
     if num_tokens:
-        grid = (num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, NORM_HEADS), 1)
+        grid = (num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, NORM_HEADS))
         launch(
             _norm_rotate_store,
             grid,

@@ -1,5 +1,4 @@
-"""How a Triton kernel is made and started: with little of the host's time, and before the kernel in
-front of it has ended where the device can.
+"""How a Triton kernel is made, and started before the one in front of it has ended.
 
 Needs triton; only what runs on CUDA imports this module.
 """
@@ -18,7 +17,6 @@ from triton.language.extra.cuda import (  # type: ignore[import-untyped]
     gdc_launch_dependents,
     gdc_wait,
 )
-from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +26,6 @@ Kernel: TypeAlias = Any
 
 # Programmatic dependent launch came with Hopper.
 OVERLAPPING_CAPABILITY = (9, 0)
-# Triton compiles a kernel anew for a pointer that is no multiple of this.
-POINTER_ALIGNMENT = 16
-
-_compiled: dict[tuple[object, ...], Any] = {}
 
 
 def kernel(function: Callable[..., object]) -> Kernel:
@@ -57,47 +51,22 @@ def follow(OVERLAPS: tl.constexpr) -> None:
 
 
 def launch(
-    kernel: Kernel,
-    grid: tuple[int, int, int],
-    *arguments: Tensor | float,
-    num_warps: int,
-    num_stages: int = 3,
+    kernel: Kernel, grid: tuple[int, ...], *arguments: Tensor | float, **options: int
 ) -> None:
-    """Start a kernel on the current stream with all its arguments but OVERLAPS.
-
-    Triton's own way looks at every argument anew each time, which takes a host longer than most of
-    these kernels take a device: what it compiled for the same kinds of arguments is started here.
-    """
-    if not isinstance(kernel, JITFunction):
-        kernel[grid](*arguments, False, num_warps=num_warps, num_stages=num_stages)
-        return
-    pointers = 0
-    kinds: list[object] = []
-    device: torch.device | None = None
-    counts = kernel.do_not_specialize
-    for name, argument in zip(kernel.arg_names, arguments, strict=False):
-        if isinstance(argument, Tensor):
-            pointers |= argument.data_ptr()
-            kinds.append(argument.dtype)
-            device = argument.device
-        elif name not in counts:
-            kinds.append(argument)
-    assert device is not None, "a kernel works on tensors"
-    overlaps = _overlaps(device)
-    key = (kernel, device, num_warps, num_stages, *kinds)
-    compiled = _compiled.get(key)
-    if compiled is not None and pointers % POINTER_ALIGNMENT == 0:
-        compiled[grid](*arguments, overlaps)
-        return
-    options = {"launch_pdl": True} if overlaps else {}
-    made = kernel[grid](*arguments, overlaps, num_warps=num_warps, num_stages=num_stages, **options)
-    if pointers % POINTER_ALIGNMENT == 0:
-        _compiled[key] = made
+    """Start a kernel on the current stream with all its arguments, tensors first, but OVERLAPS."""
+    first = arguments[0]
+    assert isinstance(first, Tensor), "a kernel works on tensors"
+    overlaps = _overlaps(first.device)
+    if overlaps:
+        options["launch_pdl"] = True
+    kernel[grid](*arguments, overlaps, **options)
 
 
 @cache
 def _overlaps(device: torch.device) -> bool:
+    """Whether kernels may start there before the one in front of them has ended."""
     return (
-        torch.version.hip is None
+        device.type == "cuda"
+        and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= OVERLAPPING_CAPABILITY
     )

@@ -74,7 +74,7 @@ def _run(
     num_warps = min(8, max(1, COLUMNS * tile // TILE_ELEMENTS_PER_WARP))
     launch(
         _row_product,
-        (triton.cdiv(num_outputs, COLUMNS), 1, 1),
+        (triton.cdiv(num_outputs, COLUMNS),),
         *(row, norm, weight, output, num_inputs, num_outputs, eps),
         *(COLUMNS, tile, normed, gated, adds),
         num_warps=num_warps,

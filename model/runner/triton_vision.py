@@ -30,7 +30,7 @@ def add_layer_norm(
     if num_rows:
         constants = (eps, width, power_of_two(width))
         rows = (hidden, addition, weight, bias, normal)
-        launch(_add_layer_norm, (num_rows, 1, 1), *rows, *constants, num_warps=4)
+        launch(_add_layer_norm, (num_rows,), *rows, *constants, num_warps=4)
     return normal
 
 
@@ -44,7 +44,7 @@ def rotate_in_place(qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> No
     assert cos.stride() == sin.stride(), "one address serves both"
     num_patches, half = cos.shape
     if num_patches:
-        grid = (num_patches, triton.cdiv(2 * num_heads, ROTATED_HEADS), 1)
+        grid = (num_patches, triton.cdiv(2 * num_heads, ROTATED_HEADS))
         constants = (2 * num_heads, 3 * num_heads, half, power_of_two(half), ROTATED_HEADS)
         launch(_rotate_in_place, grid, qkv, cos, sin, *cos.stride(), *constants, num_warps=2)
 
