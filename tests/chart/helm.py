@@ -34,19 +34,19 @@ class HelmError(Exception):
 
 
 @cache
-def helm_program() -> str:
-    """Helm's path; skips where there is none and none can be built, but never in CI."""
-    found = find("helm")
+def tool(name: str) -> str:
+    """A program's path; skips where there is none and none can be built, but never in CI."""
+    found = find(name)
     if found is None and (lacking := missing(building=True)):
         assert not os.environ.get("CI"), lacking
-        pytest.skip(f"no helm, and none can be built: {'; '.join(lacking)}")
-    return str(found or program("helm"))
+        pytest.skip(f"no {name}, and none can be built: {'; '.join(lacking)}")
+    return str(found or program(name))
 
 
 def helm(*arguments: str, stdin: str = "") -> str:
     """What `helm …` prints; raises HelmError."""
     ended = subprocess.run(
-        [helm_program(), *arguments], input=stdin, capture_output=True, text=True, check=False
+        [tool("helm"), *arguments], input=stdin, capture_output=True, text=True, check=False
     )
     if ended.returncode != 0:
         raise HelmError(ended.stderr)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
 
 import pytest
 from yamllint import linter
 from yamllint.config import YamlLintConfig
 
 from tests.chart.combinations import COMBINATIONS, Values, files
-from tests.chart.helm import CHART, helm, template
+from tests.chart.helm import CHART, helm, template, tool
+from tests.cluster.tools.cache import sources
 from tests.serving import ROOT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RULES: Final = YamlLintConfig((ROOT / "tests" / "chart" / "lintconf.yaml").read_text())
 SOURCES: Final = [CHART / "Chart.yaml", *sorted(CHART.glob("values*.yaml"))]
@@ -36,6 +38,28 @@ def test_the_chart_s_own_files_are_tidy(path: Path) -> None:
 )
 def test_what_it_renders_is_tidy(values: Values) -> None:
     assert problems(template(values)) == []
+
+
+def test_chart_testing_has_nothing_against_the_chart() -> None:
+    chart_testing = tool("ct")
+    rules = sources("chart-testing") / "etc"
+    folders = (Path(sys.executable).parent, Path(tool("helm")).parent)
+    said = subprocess.run(
+        (
+            *(chart_testing, "lint", "--charts", str(CHART), "--helm-lint-extra-args", "--strict"),
+            *("--chart-yaml-schema", str(rules / "chart_schema.yaml")),
+            *("--lint-conf", str(rules / "lintconf.yaml")),
+            # It compares with the default branch of a remote, and asks a forge for the names.
+            *("--check-version-increment=false", "--validate-maintainers=false"),
+        ),
+        # It calls helm, and the linters that are installed beside Python.
+        env={**os.environ, "PATH": os.pathsep.join((*map(str, folders), os.environ["PATH"]))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "All charts linted successfully" in said.stdout
 
 
 @pytest.mark.parametrize("path", VALUES_FILES, ids=lambda path: path.stem)

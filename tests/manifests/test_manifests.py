@@ -13,7 +13,7 @@ import yaml
 from model.serving.arguments import parse_settings
 from model.settings import JobSettings, RequestSettings, Settings, environment_names
 from model.ui.settings import PageSettings
-from tests.chart.helm import helm_program
+from tests.chart.helm import tool
 from tests.manifests.kustomize import FOLDERS, MANIFESTS, containers, kustomized
 from tests.manifests.render import OVERLAYS, helm_template, render
 from tests.serving import ROOT
@@ -52,14 +52,14 @@ def read_by_server(container: dict[str, Any]) -> Settings:
 
 
 def test_what_is_rendered_is_the_chart_as_it_is() -> None:
-    for folder, files in render(Path(helm_program())).items():
+    for folder, files in render(Path(tool("helm"))).items():
         found = {path.name: path.read_text() for path in (MANIFESTS / folder).iterdir()}
         assert found == files, f"manifests/{folder} is stale: make manifests"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_gives_what_helm_gives_with_its_values(name: str) -> None:
-    expected = helm_template(Path(helm_program()), OVERLAYS[name])
+    expected = helm_template(Path(tool("helm")), OVERLAYS[name])
     given = keyed(kustomized(f"overlays/{name}"))
     assert given == {key: one.content for key, one in expected.items()}
 

