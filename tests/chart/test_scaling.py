@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.helm import FULLNAME, NAMESPACE, HelmError, kinds, named, render
+from tests.chart.helm import FULLNAME, NAMESPACE, HelmError, kinds, named, of_kind, render
 
 ALL_TARGETS = {
     "queuedSequences": 4,
@@ -70,6 +70,19 @@ def test_the_adapter_knows_each_metric_of_the_hpa_by_the_labels_it_has() -> None
         "exported_namespace": {"resource": "namespace"},
         "pod": {"resource": "pod"},
     }
+
+
+def test_rules_of_releases_that_share_the_adapter_s_namespace_have_names_of_their_own() -> None:
+    def where(namespace: str, adapter: str) -> tuple[str, str]:
+        values = {"autoscaling": {"mode": "hpa", "adapter": {"namespace": adapter}}}
+        [rules] = of_kind(render(values, namespace=namespace), "ConfigMap")
+        return rules["metadata"]["namespace"], rules["metadata"]["name"]
+
+    name = f"{FULLNAME}-adapter-rules"
+    assert where("one", "monitoring") == ("monitoring", f"one.{name}")
+    assert where("two", "monitoring") == ("monitoring", f"two.{name}")
+    # Whoever named it before, where nobody else writes, still finds it.
+    assert where("one", "one") == where("one", "") == ("one", name)
 
 
 def test_null_leaves_a_metric_out() -> None:

@@ -79,6 +79,11 @@ class Scaled:
         )
 
     @property
+    def rules(self) -> str:
+        """The ConfigMap with its rules, in the adapter's namespace."""
+        return f"{self.namespace}.{FULLNAME}-adapter-rules"
+
+    @property
     def url(self) -> str:
         """The Service's."""
         path = f"/api/v1/namespaces/{self.namespace}/services/{PREDICTOR}"
@@ -151,7 +156,7 @@ def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
     scaled: Scaled, adapter: Adapter, gpus: Gpus
 ) -> None:
     scaled.install("hpa", {"gpuUtilizationPercent": GPU_TARGET_PERCENT})
-    adapter.read_rules(f"{FULLNAME}-adapter-rules")
+    adapter.read_rules(scaled.rules)
 
     def busy() -> None:
         # As much as keeps three pods at their target.
@@ -171,7 +176,7 @@ def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
 
 def test_a_queue_alone_does_it_too(scaled: Scaled, adapter: Adapter, sample_image: bytes) -> None:
     scaled.install("hpa", {"queuedSequences": QUEUE_TARGET}, settings=ONE_AT_A_TIME)
-    adapter.read_rules(f"{FULLNAME}-adapter-rules")
+    adapter.read_rules(scaled.rules)
     scaled.wait_for(1)
     with flood(scaled.url, sample_image):
         scaled.wait_for(3)

@@ -64,6 +64,18 @@ app: isvc.{{ include "qwen3-vl.fullname" . }}-predictor
 {{ include "qwen3-vl.fullname" . }}-predictor
 {{- end -}}
 
+{{/* ConfigMap of the adapter's rules. Releases of several namespaces may share the adapter's: there the release's own
+     stands before a dot, which no namespace's name holds. */}}
+{{- define "qwen3-vl.adapterRules" -}}
+{{- $name := printf "%s-adapter-rules" (include "qwen3-vl.fullname" .) -}}
+{{- $own := .Release.Namespace -}}
+{{- if eq (default $own .Values.autoscaling.adapter.namespace) $own -}}
+{{ $name }}
+{{- else -}}
+{{ $own }}.{{ $name }}
+{{- end -}}
+{{- end -}}
+
 {{/* The server inside the cluster, through KServe's Service. */}}
 {{- define "qwen3-vl.serviceUrl" -}}
 http://{{ include "qwen3-vl.predictor" . }}.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}

@@ -34,10 +34,8 @@ class Adapter:
         """Run with the rules of a ConfigMap of its namespace; return when it serves."""
         config_volume = {"name": "config", "configMap": {"name": config_map}}
         volumes = [config_volume, *({"name": name, "emptyDir": {}} for name in _FOLDERS)]
-        found = self.cluster.api.get(f"/api/v1/namespaces/{NAMESPACE}/configmaps/{config_map}")
-        # It reads them at its start alone, and another release may call its rules the same.
-        annotations = {"rules": found["metadata"]["uid"]}
-        template = {"spec": {"volumes": volumes}, "metadata": {"annotations": annotations}}
+        # It reads them at its start alone: another name makes another pod.
+        template = {"spec": {"volumes": volumes}}
         self.cluster.api.patch(
             f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}",
             {"spec": {"replicas": 1, "template": template}},
