@@ -127,6 +127,19 @@ def test_who_ignores_sigterm_is_killed_when_its_grace_is_over(
     assert 3 <= delete(cluster, namespace, "deaf") < 20
 
 
+def test_whoever_deletes_it_again_may_leave_it_less_time(cluster: Cluster, namespace: str) -> None:
+    script = "trap '' TERM; echo running; while :; do sleep 0.1; done"
+    cluster.apply(
+        [pod("deaf", *shell(script), terminationGracePeriodSeconds=300)], namespace=namespace
+    )
+    cluster.wait_for(lambda: log_of(cluster, namespace, "deaf"), "it runs")
+    cluster.kubectl("delete", "pod", "deaf", "--namespace", namespace, "--wait=false")
+    time.sleep(1)
+    began = time.monotonic()
+    cluster.kubectl("delete", "pod", "deaf", "--namespace", namespace, "--grace-period", "1")
+    assert time.monotonic() - began < 20
+
+
 def test_what_crashes_is_restarted_and_then_backed_off(cluster: Cluster, namespace: str) -> None:
     cluster.apply([pod("crashes", *shell("exit 3"), restartPolicy="Always")], namespace=namespace)
     cluster.wait_for(

@@ -82,6 +82,7 @@ def test_a_drained_node_loses_no_request(
 def test_a_killed_pod_fails_what_it_answers_and_hardly_anything_else(
     cluster: Cluster, release: Release, sample_image: bytes
 ) -> None:
+    before = {pod["metadata"]["uid"] for pod in release.pods()}
     victim = release.ready_pods()[0]
     front, begun = pod_front(victim), (threading.Event(), threading.Event())
     streams = (
@@ -103,6 +104,8 @@ def test_a_killed_pod_fails_what_it_answers_and_hardly_anything_else(
         time.sleep(AROUND_A_KILL_SECONDS)
     for stream in streams:
         stream.close()
+    # It has come back itself, and nobody had to take its place.
+    assert {pod["metadata"]["uid"] for pod in release.pods()} == before
     assert isinstance(faults[0], httpx.RemoteProtocolError | httpx.ReadError), faults
     assert isinstance(faults[1], grpc.RpcError), faults
     # What was open at the kill may have been the killed pod's: it has failed with it or not.

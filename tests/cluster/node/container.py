@@ -35,6 +35,8 @@ HEALTHY_SECONDS: Final = 600.0
 RETRY_SECONDS: Final = 1.0
 # After a preStop hook that took all of the grace period.
 LEAST_TERM_SECONDS: Final = 2.0
+# How soon a grace period that is cut short is noticed.
+LOOK_SECONDS: Final = 0.2
 
 
 def now() -> str:
@@ -78,6 +80,7 @@ class Container(threading.Thread):
         self._restart_policy = restart_policy
         self._on_change = on_change
         self._stopping = threading.Event()
+        self._kill_at = 0.0  # time.monotonic(), once it is asked to end
         self._process: subprocess.Popen[bytes] | None = None
         self._identity: Identity | None = None
         self._environment: dict[str, str] = {}
@@ -106,6 +109,10 @@ class Container(threading.Thread):
         self._stopping.set()
         self._end_process(grace)
         self.ended.wait()
+
+    def hurry(self, grace: float) -> None:
+        """Leave it no more than so many seconds from now, where it is stopping."""
+        self._kill_at = min(self._kill_at, time.monotonic() + grace)
 
     def kill(self) -> None:
         """SIGKILL to its first process, as a crash: it restarts by its policy."""
@@ -279,19 +286,20 @@ class Container(threading.Thread):
         self._probes.clear()
 
     def _end_process(self, grace: float) -> None:
-        deadline = time.monotonic() + grace
+        self._kill_at = time.monotonic() + grace
         process = self._process
         if process is None or process.poll() is not None:
             return
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook:
             self._run_hook(hook, timeout=max(grace, 0.1))
+            self._kill_at = max(self._kill_at, time.monotonic() + LEAST_TERM_SECONDS)
         self._signal(signal.SIGTERM)
-        remaining = deadline - time.monotonic()
-        try:
-            process.wait(max(remaining, LEAST_TERM_SECONDS if hook else 0.0))
-        except subprocess.TimeoutExpired:
-            self.kill()
+        while (remaining := self._kill_at - time.monotonic()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(remaining, LOOK_SECONDS))
+                return
+        self.kill()
 
     def _run_hook(self, hook: Json, timeout: float) -> None:
         if "sleep" in hook:

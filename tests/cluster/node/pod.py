@@ -45,14 +45,14 @@ class Pod(threading.Thread):
         """The object has changed; it may be marked for deletion."""
         self.sandbox.pod = pod
         if pod["metadata"].get("deletionTimestamp"):
-            self._grace = float(pod["metadata"].get("deletionGracePeriodSeconds", DEFAULT_GRACE))
-            self._deleted.set()
+            self._end_within(
+                float(pod["metadata"].get("deletionGracePeriodSeconds", DEFAULT_GRACE))
+            )
         self._changed.set()
 
     def forget(self) -> None:
         """The object is gone: end at once."""
-        self._grace = 0.0
-        self._deleted.set()
+        self._end_within(0.0)
         self._changed.set()
 
     def log_of(self, container: str) -> Container | None:
@@ -72,6 +72,13 @@ class Pod(threading.Thread):
         finally:
             self.sandbox.delete()
             self._on_gone()
+
+    def _end_within(self, grace: float) -> None:
+        """It is deleted; whoever deletes it again may leave it less time, but no more."""
+        self._grace = grace
+        for one in [*self.containers.values(), *self._inits.values()]:
+            one.hurry(grace)
+        self._deleted.set()
 
     def _fill_volumes(self) -> bool:
         """Whether the volumes are there; False when the pod was deleted while they were not."""

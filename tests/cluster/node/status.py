@@ -64,7 +64,11 @@ def _phase(spec: Json, inits: Mapping[str, Observed], mains: Mapping[str, Observ
         mains[one["name"]].exit_code if one["name"] in mains else None for one in spec["containers"]
     ]
     if all(code is not None for code in codes):
-        return "Succeeded" if not any(codes) else "Failed"
+        policy = spec.get("restartPolicy", "Always")
+        if policy != "Always" and not any(codes):
+            return "Succeeded"
+        # Between two lives it runs: of a failed one a ReplicaSet would make another.
+        return "Failed" if policy == "Never" else "Running"
     failed_init = any(
         one["name"] in inits
         and inits[one["name"]].exit_code
