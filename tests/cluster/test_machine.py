@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
+from tests.cluster.machine.kernel import ROOT
 from tests.cluster.pods import log_of, pod, run_to_end, status
 
 if TYPE_CHECKING:
@@ -25,6 +28,21 @@ def service(name: str, **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8000}], **spec},
     }
+
+
+def test_what_the_kernel_refuses_is_said_before_anything_is_started() -> None:
+    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    tried = subprocess.run(
+        [*without, sys.executable, "-m", "tests.cluster.machine.kernel"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, *_ = tried.stdout.splitlines()
+    assert "refuses pairs of virtual links (veth): " in first
+    assert "not permitted" in first
+    assert "refuses nftables with address translation: " in tried.stdout
 
 
 def test_both_nodes_are_ready(cluster: Cluster) -> None:

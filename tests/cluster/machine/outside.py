@@ -15,20 +15,14 @@ from typing import TYPE_CHECKING, Final
 from tests.cluster.machine.__main__ import UPLINK
 from tests.cluster.machine.addresses import FIRST_BYTE, LAST_BYTE, Addresses
 from tests.cluster.machine.control_plane import CONTROL_PLANE
+from tests.cluster.machine.kernel import NAMESPACES, ROOT
 from tests.cluster.tools.cache import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT: Final = Path(__file__).parents[3]
 LOCK: Final = Path("/run/lock/qwen3-vl-cluster.lock")
 START_SECONDS: Final = 180.0
-# setpriv: when we die, by whatever signal, it dies; unshare: when it dies, so does all inside.
-NAMESPACES: Final = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--net", "--mount", "--propagation", "private"),
-    *("--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
-)
 
 
 class MachineFailed(Exception):
