@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.tools import cache
-from tests.cluster.tools.go_module import scratch_module
-from tests.cluster.tools.pins import PROGRAMS, Module, stamp
+from tests.cluster.machine.kernel import refused
+from tests.cluster.tools import cache, go_module
+from tests.cluster.tools.go_module import executable, scratch_module
+from tests.cluster.tools.pins import PROGRAMS, GoProgram, Module, builds, stamp
 from tests.cluster.tools.requirements import missing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 UPSTREAM = {
@@ -68,6 +70,24 @@ def test_replacements_mean_the_same_outside_their_repository(
     assert replacements == expected
 
 
+def test_programs_of_one_module_are_built_together() -> None:
+    groups = builds(["helm", "kubectl", "etcd", "kube-apiserver", "envoy"])
+    assert groups == [["helm"], ["kubectl", "kube-apiserver"], ["etcd"], ["envoy"]]
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        pytest.param("k8s.io/kubernetes/cmd/kubectl", "kubectl", id="the last part"),
+        pytest.param("go.etcd.io/etcd/server/v3", "server", id="but for a version"),
+    ],
+)
+def test_a_built_program_is_looked_for_under_the_name_that_go_gives_it(
+    package: str, name: str
+) -> None:
+    assert executable(package) == name
+
+
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and nothing else to take programs from."""
@@ -101,6 +121,25 @@ def test_a_half_made_program_is_not_found(tools: Path) -> None:
     assert cache.find("etcd") is None
 
 
+def test_of_a_group_only_what_is_missing_is_made(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def build(programs: Mapping[str, GoProgram], scratch: Path) -> dict[str, Path]:
+        asked.extend(programs)
+        return {name: put(scratch, name) for name in programs}
+
+    monkeypatch.setattr(go_module, "build", build)
+    there = put(tools / "bin", "kubectl", stamp(PROGRAMS["kubectl"]))
+    before = there.stat().st_ino
+    cache.make_together(["kubectl", "kube-scheduler", "kube-proxy"])
+    assert asked == ["kube-scheduler", "kube-proxy"]
+    assert there.stat().st_ino == before
+    assert all(cache.find(name) for name in ("kubectl", "kube-scheduler", "kube-proxy"))
+    assert not list((tools / "bin").glob("*-scratch"))
+
+
 def test_envtest_s_programs_come_first(
     tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,3 +166,15 @@ def test_what_the_machine_lacks_is_said_with_the_way_to_get_it(
     said = missing(building=True, running=True)
     assert any(line.startswith("go is not on PATH: install Go") for line in said)
     assert "ip is not on PATH: apt-get install iproute2" in said
+
+
+def test_a_kernel_that_refuses_namespaces_is_said_with_what_it_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = put(tmp_path / "bin", "setpriv")
+    refusing.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2; exit 1\n")
+    monkeypatch.setenv("PATH", str(refusing.parent), prepend=":")
+    assert refused() == [
+        "the kernel, or the container around us, refuses namespaces of its own for network, mounts"
+        " and processes: unshare failed: Operation not permitted"
+    ]

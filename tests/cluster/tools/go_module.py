@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tests.cluster.tools.pins import GoProgram, Module
+
+
+VERSION: Final = re.compile(r"v\d+")
 
 
 class GoFailed(Exception):
@@ -34,22 +39,34 @@ def download(module: Module, scratch: Path) -> Path:
     return scratch / str(answer["Dir"])
 
 
-def build(program: GoProgram, scratch: Path, target: Path) -> None:
-    """Build the program in a scratch folder, and move it to its place when it is whole."""
-    upstream = download(program.module, scratch)
+def build(programs: Mapping[str, GoProgram], scratch: Path) -> dict[str, Path]:
+    """Build programs of one module, with the same variables, in a scratch folder; where each is.
+
+    One `go build` compiles once what they share, and links one while it still compiles another.
+    """
+    first = next(iter(programs.values()))
+    upstream = download(first.module, scratch)
     described = json.loads(_go(scratch, "mod", "edit", "-json", str(upstream / "go.mod")))
-    (scratch / "go.mod").write_text(scratch_module(described, program.module))
+    (scratch / "go.mod").write_text(scratch_module(described, first.module))
     sums = upstream / "go.sum"
     if sums.exists():
         (scratch / "go.sum").write_text(sums.read_text())
-    variables = " ".join(f"-X {name}={value}" for name, value in program.variables.items())
-    output = scratch / "program"
+    variables = " ".join(f"-X {name}={value}" for name, value in first.variables.items())
+    output = scratch / "programs"
+    output.mkdir()
     _go(
         scratch,
         *("build", "-mod=mod", "-trimpath", "-ldflags", f"-s -w {variables}".strip()),
-        *("-o", str(output), program.package),
+        # What the linker would drop: an eighth of the compilers' time, and a quarter of the cache.
+        *("-gcflags", "all=-dwarf=false"),
+        *("-o", f"{output}/", *(program.package for program in programs.values())),
     )
-    output.replace(target)
+    return {name: output / executable(program.package) for name, program in programs.items()}
+
+
+def executable(package: str) -> str:
+    """What `go build` calls a package's program: its last part that is no version."""
+    return next(part for part in reversed(package.split("/")) if not VERSION.fullmatch(part))
 
 
 def scratch_module(upstream: dict[str, Any], module: Module) -> str:

