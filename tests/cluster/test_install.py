@@ -48,7 +48,8 @@ def release(cluster: Cluster, kserve: KServe, place: str, before: Objects) -> Re
     """The CPU demo, installed."""
     del before
     installed = Release(cluster, kserve, place)
-    installed.install({})
+    # Nobody asks while pods are replaced.
+    installed.install({"shutdown": {"unreadySeconds": 1}})
     return installed
 
 

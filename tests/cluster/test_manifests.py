@@ -46,14 +46,11 @@ def test_the_api_server_and_the_webhooks_take_them(
 def test_the_base_becomes_ready_and_describes_a_picture(
     cluster: Cluster, kserve: KServe, sample_image: bytes
 ) -> None:
-    cluster.kubectl("create", "namespace", "qwen3-vl")
-    try:
+    with cluster.namespace(name="qwen3-vl"):
         cluster.kubectl("apply", "-k", str(MANIFESTS / "base"))
         kserve.wait_until_ready("qwen3-vl", "qwen3-vl")
         service = cluster.api.get("/api/v1/namespaces/qwen3-vl/services/qwen3-vl-predictor")
         assert described(f"http://{service['spec']['clusterIP']}", sample_image)
-    finally:
-        cluster.kubectl("delete", "namespace", "qwen3-vl")
 
 
 def test_a_service_gives_its_format_and_gets_the_runtime(

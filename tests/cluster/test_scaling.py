@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from tests.chart.helm import CHART
 from tests.cluster.components.prometheus import NAMESPACE as MONITORING
 from tests.cluster.inference import MODEL, v2_request
+from tests.cluster.machine.control_plane import HPA_SYNC_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ SELECTOR: Final = f"app=isvc.{PREDICTOR}"
 MAX_REPLICAS: Final = 3
 SCALE_SECONDS: Final = 300.0
 LOOK_SECONDS: Final = 0.5
+# As many decisions of the HPA's controller as show that it has settled.
+STAY_SECONDS: Final = 10 * HPA_SYNC_SECONDS
 # Up at once, as the chart's own values; down after seconds, not minutes.
 QUICK: Final[Json] = {
     "probes": {"startup": {"periodSeconds": 1}, "readiness": {"periodSeconds": 1}},
@@ -45,12 +48,12 @@ QUICK: Final[Json] = {
         "targets": {"queuedSequences": None, "kvCacheUsedRatio": None},
         "behavior": {
             "scaleDown": {
-                "stabilizationWindowSeconds": 10,
+                "stabilizationWindowSeconds": 5,
                 "policies": [{"type": "Percent", "value": 100, "periodSeconds": 1}],
             }
         },
         "adapter": {"namespace": MONITORING},
-        "keda": {"pollingSeconds": 2, "cooldownSeconds": 10},
+        "keda": {"pollingSeconds": 1, "cooldownSeconds": 5},
     },
 }
 # Low, so that one busy GPU asks for both others at once, which then start side by side.
@@ -168,9 +171,9 @@ def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
     idle()
     scaled.wait_for(1, idle)
     scaled.wait_for(3, busy)
-    scaled.stay(15, busy)
+    scaled.stay(STAY_SECONDS, busy)
     scaled.wait_for(1, idle)
-    scaled.stay(15, idle)
+    scaled.stay(STAY_SECONDS, idle)
     assert scaled.has_gone_up_and_down_once(), scaled.wanted
 
 
@@ -180,7 +183,7 @@ def test_a_queue_alone_does_it_too(scaled: Scaled, adapter: Adapter, sample_imag
     scaled.wait_for(1)
     with flood(scaled.url, sample_image):
         scaled.wait_for(3)
-        scaled.stay(15)
+        scaled.stay(STAY_SECONDS)
     scaled.wait_for(1)
     assert scaled.has_gone_up_and_down_once(), scaled.wanted
 

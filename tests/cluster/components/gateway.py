@@ -145,9 +145,19 @@ def _holds(parent: Json, found: Json | None) -> bool:
 def _proxy() -> Json:
     """How Envoys run: one small pod a Gateway, behind a ClusterIP (there is no load balancer)."""
     container = {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}}
+    # An Envoy does not answer the first probe yet, and by default is asked again after ten seconds.
+    each_second = {"periodSeconds": 1}
+    probes = [
+        {"name": name, "startupProbe": each_second, "readinessProbe": each_second}
+        for name in ("envoy", "shutdown-manager")
+    ]
+    pod = {"spec": {"template": {"spec": {"containers": probes}}}}
     kubernetes = {
         "envoyService": {"type": "ClusterIP"},
-        "envoyDeployment": {"container": container},
+        "envoyDeployment": {
+            "container": container,
+            "patch": {"type": "StrategicMerge", "value": pod},
+        },
     }
     return {
         "apiVersion": "gateway.envoyproxy.io/v1alpha1",

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 READY_SECONDS: Final = 90.0
 ETCD: Final = "http://127.0.0.1:2379"
-# Autoscalers look once in 15 s by default: too seldom for a test that waits for three decisions.
-HPA_SYNC_SECONDS: Final = 3
+# Autoscalers look once in 15 s by default: too seldom for tests that wait for many decisions.
+HPA_SYNC_SECONDS: Final = 1
 CONTROL_PLANE: Final = (
     *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"),
 )
