@@ -28,6 +28,12 @@ REQUESTS: Final = (
 ERRORS: Final = (
     'sum(increase(qwen3vl_finished_sequences_total{{{selector},finish_reason="error"}}[{window}s]))'
 )
+# Whatever keeps a request from reaching the engine is seen in its answer alone.
+ANSWERS: Final = 'sum(increase(qwen3vl_http_requests_total{{{selector},method="POST"}}[{window}s]))'
+FAILED_ANSWERS: Final = (
+    'sum(increase(qwen3vl_http_requests_total{{{selector},method="POST",status=~"5.."}}'
+    "[{window}s]))"
+)
 TTFT_P95: Final = (
     "histogram_quantile(0.95, sum by (le) ("
     "rate(qwen3vl_time_to_first_token_seconds_bucket{{{selector}}}[{window}s])))"
@@ -39,6 +45,8 @@ ITL_P95: Final = (
 QUERIES: Final[Mapping[str, str]] = {
     "requests": REQUESTS,
     "errors": ERRORS,
+    "answers": ANSWERS,
+    "failed_answers": FAILED_ANSWERS,
     "ttft": TTFT_P95,
     "itl": ITL_P95,
 }
@@ -91,13 +99,21 @@ class Prometheus:
         num_requests, num_errors = values["requests"], values["errors"]
         if num_requests is None or num_errors is None:
             return Unknown(f"Prometheus has no requests of {selector} in {window} s")
+        # A server of before these were counted has none.
+        num_answers, num_failed = values["answers"] or 0.0, values["failed_answers"] or 0.0
+        ratios = [_ratio(num_errors, num_requests), _ratio(num_failed, num_answers)]
         return Measured(
             # Extrapolated to the window's edges, hence no whole number.
-            num_requests=max(0, round(num_requests)),
-            error_ratio=min(max(0.0, num_errors / num_requests), 1.0) if num_requests > 0 else None,
+            num_requests=max(0, round(num_requests), round(num_answers)),
+            # The same failure may be in both: the larger, not their sum.
+            error_ratio=max((ratio for ratio in ratios if ratio is not None), default=None),
             ttft_p95_seconds=values["ttft"],
             itl_p95_seconds=values["itl"],
         )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return min(max(0.0, part / whole), 1.0) if whole > 0 else None
 
 
 def select_service(namespace: str, name: str) -> str:

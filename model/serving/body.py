@@ -283,9 +283,13 @@ def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
+def routes_of(app: FastAPI) -> list[Any]:
+    """Every route of an app, those of its routers too; newer FastAPI keeps them apart."""
+    flat: Any = getattr(routing, "iter_route_contexts", iter)
+    return list(flat(app.routes))
+
+
 def _allowed_methods(app: FastAPI, path: str) -> str:
     """Of all routes with this path; Starlette would name those of the first alone."""
-    # Newer FastAPI keeps the routes of routers apart.
-    flat: Any = getattr(routing, "iter_route_contexts", iter)
-    routes = (route for route in flat(app.routes) if route.path_regex.match(path))
+    routes = (route for route in routes_of(app) if route.path_regex.match(path))
     return ", ".join(sorted({method for route in routes for method in route.methods}))

@@ -11,7 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -22,12 +28,15 @@ from prometheus_client.registry import Collector
 
 from model import __version__
 from model.request import FinishReason
+from model.serving.body import routes_of
 from model.serving.lifecycle import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fastapi import FastAPI
     from prometheus_client.core import Metric
+    from starlette.types import Scope
 
     from model.engine.stats import EngineStats, Histogram
     from model.serving.job_runner import JobRunner
@@ -36,6 +45,35 @@ if TYPE_CHECKING:
     from model.serving.loop_lag import LoopLag
 
 PREFIX = "qwen3vl"
+# Of requests that no route took: their paths and methods are whatever clients make up.
+NO_ROUTE = "none"
+# Answers of every route that asks the model, told as 0 before the first: a rate needs two samples.
+EXPECTED_STATUSES = (200, 500, 503)
+
+
+class HttpRequests:
+    """HTTP requests that have ended, by method, route and status."""
+
+    def __init__(self) -> None:
+        self.counter = Counter(
+            f"{PREFIX}_http_requests",
+            "HTTP requests by route and status; status 0 where the client left before its answer",
+            ["method", "route", "status"],
+            registry=None,
+        )
+
+    def expect(self, app: FastAPI) -> None:
+        """Begin the series of what an app's routes will be asked."""
+        for route in routes_of(app):
+            if "POST" in (getattr(route, "methods", None) or ()):
+                for status in EXPECTED_STATUSES:
+                    self.counter.labels("POST", route.path, status)
+
+    def ended(self, scope: Scope, status: int | None) -> None:
+        """Count one; scope: as the app's router left it."""
+        route = getattr(scope.get("route"), "path", None)
+        method = scope["method"] if route is not None else NO_ROUTE
+        self.counter.labels(method, route or NO_ROUTE, status or 0).inc()
 
 
 class ServerCollector(Collector):
@@ -160,6 +198,7 @@ def build_registry(
     lifecycle: Lifecycle,
     jobs: JobRunner | None = None,
     lag: LoopLag | None = None,
+    requests: HttpRequests | None = None,
 ) -> CollectorRegistry:
     """A registry of this server's figures, the time KServe's hooks took, and the process's own."""
     registry = CollectorRegistry()
@@ -169,4 +208,6 @@ def build_registry(
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     registry.register(ServerCollector(model, lifecycle, jobs, lag))
+    if requests is not None:
+        registry.register(requests.counter)
     return registry

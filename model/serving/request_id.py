@@ -16,6 +16,8 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,10 +29,16 @@ CLIENTS_OWN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestIds:
-    """An app whose every answer carries X-Request-Id: the client's own, or a new one."""
+    """An app whose every answer carries X-Request-Id: the client's own, or a new one.
 
-    def __init__(self, app: ASGIApp) -> None:
+    ended: told each request's scope, once routed, and status; None where no answer was begun
+    """
+
+    def __init__(
+        self, app: ASGIApp, ended: Callable[[Scope, int | None], None] = lambda scope, status: None
+    ) -> None:
         self._app = app
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Name the request, answer it, and log it at debug."""
@@ -53,6 +61,7 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_named)
         finally:
+            self._ended(scope, status)
             logger.debug(
                 "%s %s %s: %s, %.1f ms",
                 request_id,

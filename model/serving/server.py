@@ -28,7 +28,7 @@ from model.serving.jobs import MemoryJobStore
 from model.serving.jobs_http import jobs_router
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.loop_lag import LoopLag
-from model.serving.metrics import build_registry
+from model.serving.metrics import HttpRequests, build_registry
 from model.serving.openai_errors import error_body
 from model.serving.openai_http import openai_router
 from model.serving.request_id import RequestIds
@@ -65,10 +65,11 @@ def build_app(
     settings: Settings,
     jobs: JobRunner | None = None,
     lag: LoopLag | None = None,
+    requests: HttpRequests | None = None,
 ) -> FastAPI:
     """All HTTP routes; those of jobs only where something runs them."""
     app = FastAPI(openapi_url=None)
-    registry = build_registry(model, lifecycle, jobs, lag)
+    registry = build_registry(model, lifecycle, jobs, lag, requests)
 
     @app.get("/metrics", tags=["health"])
     async def metrics(request: Request) -> Response:
@@ -90,6 +91,8 @@ def build_app(
     app.include_router(openai_router(model, lifecycle, settings))
     app.include_router(ui_router(settings.server.ui_url))
     app.include_router(docs_router(app, settings))
+    if requests is not None:
+        requests.expect(app)
     install_error_handlers(app, error_body)
     if settings.server.cors_origins:
         app.add_middleware(
@@ -144,8 +147,10 @@ class Server:
         )
         self._grpc = build_grpc_server(model, self.lifecycle, settings)
         self._lag = LoopLag()
-        app = RequestIds(build_app(model, self.lifecycle, settings, self._jobs, self._lag))
-        self._http = HttpServer(app, ConnectionLimits.of(settings))
+        requests = HttpRequests()
+        app = build_app(model, self.lifecycle, settings, self._jobs, self._lag, requests)
+        named = RequestIds(app, requests.ended)
+        self._http = HttpServer(named, ConnectionLimits.of(settings))
         self.http_port: int = http_socket.getsockname()[1]
         self.grpc_port = self._bind_grpc()
 

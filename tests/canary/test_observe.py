@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
@@ -71,6 +72,37 @@ def test_no_prometheus_there_makes_them_unknown() -> None:
         figures = Prometheus(client).figures("a", 60)
     assert isinstance(figures, Unknown)
     assert figures.reason.startswith("Prometheus does not answer: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "num_requests", "error_ratio"),
+    [
+        pytest.param({"requests": 40, "errors": 4, "answers": 40, "failed": 2}, 40, 0.1, id="both"),
+        pytest.param({"requests": 0, "errors": 0, "answers": 8, "failed": 6}, 8, 0.75, id="http"),
+        pytest.param({"requests": 10, "errors": 1}, 10, 0.1, id="a server that counts no answers"),
+        pytest.param({"requests": 0, "errors": 0}, 0, None, id="nobody asked"),
+    ],
+)
+def test_failures_are_seen_inside_the_engine_and_before_it(
+    values: dict[str, float], num_requests: int, error_ratio: float | None
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        [query] = parse_qs(request.content.decode())["query"]
+        name = {
+            "finish_reason!": "requests",
+            'finish_reason="': "errors",
+            "status": "failed",
+            "POST": "answers",
+        }
+        kind = next((kind for part, kind in name.items() if part in query), "")
+        samples = SAMPLE % values[kind] if kind in values else ""
+        return httpx.Response(200, text=ANSWER % samples)
+
+    client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://prometheus")
+    figures = Prometheus(client).figures("a", 60)
+    assert isinstance(figures, Measured)
+    assert figures.num_requests == num_requests
+    assert figures.error_ratio == error_ratio
 
 
 def test_every_query_names_metrics_that_the_server_has(server: RunningServer) -> None:

@@ -52,6 +52,37 @@ def test_one_answer_is_counted_everywhere(server: RunningServer, sample_image: b
     assert value(after["qwen3vl_phase"], phase="ready") == 1
 
 
+def test_requests_are_counted_by_route_and_status(server: RunningServer) -> None:
+    def counted(**labels: str) -> float:
+        family = families(server)["qwen3vl_http_requests"]
+        return sum(
+            sample.value
+            for sample in family.samples
+            if sample.name.endswith("_total") and labels.items() <= sample.labels.items()
+        )
+
+    describe = {"method": "POST", "route": "/api/v1/describe"}
+    model = {"method": "POST", "route": "/v2/models/{model_name}/infer"}
+    asked = (
+        ("POST", "/api/v1/describe", {**describe, "status": "400"}),
+        ("POST", "/v2/models/nobody/infer", {**model, "status": "404"}),
+        ("GET", "/health", {"method": "GET", "route": "/health", "status": "200"}),
+        # Whatever clients make up is one series.
+        ("GET", "/a/path", {"method": "none", "route": "none", "status": "404"}),
+        ("POST", "/another", {"method": "none", "route": "none", "status": "404"}),
+    )
+    for method, path, labels in asked:
+        before = counted(**labels)
+        httpx.request(method, f"{server.http_url}{path}", content=b"{}")
+        assert counted(**labels) == before + 1, (method, path)
+
+
+def test_failures_are_told_before_the_first(server: RunningServer) -> None:
+    samples = families(server)["qwen3vl_http_requests"].samples
+    failed = {s.labels["route"] for s in samples if s.labels["status"] == "500"}
+    assert {"/api/v1/describe", "/v1/chat/completions"} <= failed
+
+
 @pytest.mark.parametrize(
     "name",
     [

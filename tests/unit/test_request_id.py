@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 from fastapi import FastAPI, Request
@@ -13,9 +14,18 @@ from model.errors import NotReady
 from model.serving.body import install_error_handlers
 from model.serving.request_id import RequestIds, request_id_of
 
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
 
 @pytest.fixture
-def client() -> TestClient:
+def ended() -> list[tuple[str | None, int | None]]:
+    """Route and status of every request that has ended."""
+    return []
+
+
+@pytest.fixture
+def client(ended: list[tuple[str | None, int | None]]) -> TestClient:
     app = FastAPI()
 
     @app.get("/name")
@@ -35,7 +45,18 @@ def client() -> TestClient:
         raise RuntimeError
 
     install_error_handlers(app)
-    return TestClient(RequestIds(app), raise_server_exceptions=False)
+
+    def tell(scope: Scope, status: int | None) -> None:
+        ended.append((getattr(scope.get("route"), "path", None), status))
+
+    return TestClient(RequestIds(app, tell), raise_server_exceptions=False)
+
+
+def test_every_end_is_told(client: TestClient, ended: list[tuple[str | None, int | None]]) -> None:
+    for path in ("/name", "/stream", "/refusing", "/broken", "/nowhere"):
+        client.get(path)
+    expected = [("/name", 200), ("/stream", 200), ("/refusing", 503), ("/broken", 500), (None, 404)]
+    assert ended == expected
 
 
 @pytest.mark.parametrize(
