@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def _serve(arguments: Seq[str]) -> int:
-    from model.__main__ import main
+    from model.__main__ import leave, main
 
-    return main(arguments)
+    leave(main(arguments))
 
 
 def _describe(arguments: Seq[str]) -> int:

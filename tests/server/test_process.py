@@ -21,7 +21,7 @@ import pytest
 from model.demo import CHECKPOINT_DIR
 from model.serving.v2_proto import message_class
 from tests.server.grpc_client import Stub, infer_request
-from tests.serving import RunningServer, start_server
+from tests.serving import RunningServer, start_server, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +109,16 @@ def test_sigterm_while_loading_ends_it() -> None:
     with start_server(wait_ready=False) as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
+
+
+def test_a_server_that_has_stopped_is_gone_at_once() -> None:
+    with start_server() as server:
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopped\n" in server.log(), "the server says that it has stopped")
+        stopped = time.monotonic()
+        assert server.process.wait(30) == 0
+        # Taking torch's modules apart took 2 s.
+        assert time.monotonic() - stopped < 1
 
 
 def test_answers_do_not_wait_for_the_client_to_acknowledge_their_head(
