@@ -123,7 +123,18 @@ vllm: ## Install vLLM's CPU build in .venv-vllm, the peer of `make bench` (once,
 	fi
 
 .PHONY: load-tools
-load-tools: ## Install perf_analyzer, aiperf and guidellm, each in an environment of its own (once)
+load-tools: perf-analyzer ## Install perf_analyzer, aiperf and guidellm, each in an environment of its own (once)
+	@for tool in aiperf guidellm; do \
+	  set -e; \
+	  if ! cmp -s tests/bench/$$tool-requirements.txt .venv-$$tool/.installed; then \
+	    test -x .venv-$$tool/bin/python || $(PYTHON) -m venv .venv-$$tool; \
+	    .venv-$$tool/bin/python -m pip install --quiet --no-deps --requirement tests/bench/$$tool-requirements.txt; \
+	    cp tests/bench/$$tool-requirements.txt .venv-$$tool/.installed; \
+	  fi; \
+	done
+
+.PHONY: perf-analyzer
+perf-analyzer: ## Install perf_analyzer alone, which tests/clients then runs too (once, 70 MB)
 	@if ! cmp -s tests/bench/perf-analyzer-requirements.txt .venv-perf-analyzer/.installed; then \
 	  set -e; \
 	  $(PYTHON) -m pip install --quiet --no-deps --upgrade --target .venv-perf-analyzer \
@@ -133,14 +144,6 @@ load-tools: ## Install perf_analyzer, aiperf and guidellm, each in an environmen
 	    || tests/bench/newer_libc.sh .venv-perf-analyzer/libraries; \
 	  cp tests/bench/perf-analyzer-requirements.txt .venv-perf-analyzer/.installed; \
 	fi
-	@for tool in aiperf guidellm; do \
-	  set -e; \
-	  if ! cmp -s tests/bench/$$tool-requirements.txt .venv-$$tool/.installed; then \
-	    test -x .venv-$$tool/bin/python || $(PYTHON) -m venv .venv-$$tool; \
-	    .venv-$$tool/bin/python -m pip install --quiet --no-deps --requirement tests/bench/$$tool-requirements.txt; \
-	    cp tests/bench/$$tool-requirements.txt .venv-$$tool/.installed; \
-	  fi; \
-	done
 
 .PHONY: load
 load: install ## Run them against the bundled server (5 minutes; `make load-tools` first)

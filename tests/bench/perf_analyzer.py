@@ -1,6 +1,6 @@
 """perf_analyzer, Triton's own load generator, as a command: where it is, and what it is given.
 
-`make load-tools` installs it in an environment of its own, on an older glibc with the libraries of
+`make perf-analyzer` installs it in an environment of its own, on an older glibc with the libraries of
 the next Debian beside it.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENVIRONMENT: Final = Path(__file__).parents[2] / ".venv-perf-analyzer"
 PROGRAM: Final = ENVIRONMENT / "perf_analyzer/bin/perf_analyzer"
 LIBRARIES: Final = ENVIRONMENT / "libraries"
-NOT_INSTALLED: Final = "perf_analyzer is not installed: `make load-tools`"
+NOT_INSTALLED: Final = "perf_analyzer is not installed: `make perf-analyzer`"
 LENGTH_PREFIX_BYTES: Final = 4
 
 
