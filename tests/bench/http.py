@@ -97,12 +97,16 @@ async def _server_over_engine(
 ) -> tuple[Row, tuple[Figure, ...]]:
     num_streams = STREAMS_PER_CONCURRENCY * plan.concurrency
     handed_over: list[float] = []
+    spent: list[tuple[float, float]] = []
 
     async def ours(number: int) -> tuple[float, float]:
         first_tokens.take()
+        loop_ms, all_seconds = _main_thread_ms(server), server.cpu_seconds()
         done = await stream_at_once(server.url, CHAT.pictures(num_streams, 4, number), CHAT)
         if number:
             handed_over.extend(delays(first_tokens.take(), done.first_bytes))
+            all_ms = (server.cpu_seconds() - all_seconds) * 1000
+            spent.append((_main_thread_ms(server) - loop_ms, all_ms))
         return done.tokens_per_second, done.ttft_seconds
 
     async with InProcessEngine.start(plan.model, dtype) as engine:
@@ -118,8 +122,23 @@ async def _server_over_engine(
     more = [(one[1] - other[1]) * 1000 for one, other in rounds]
     spread = f" ({min(more):.0f} to {max(more):.0f})"
     ttft = Figure(work, "TTFT p50, added", statistics.median(more), MORE_TTFT_MS, spread)
-    last = _first_byte(work, handed_over)
-    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE), (last, ttft, one_more)
+    figures = (
+        _loop_time(work, spent, num_streams * CHAT.num_tokens),
+        _first_byte(work, handed_over),
+        *(ttft, one_more),
+    )
+    return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE), figures
+
+
+def _loop_time(work: str, spent: list[tuple[float, float]], num_tokens: int) -> Figure:
+    """What a token costs of a processor outside the engine: the same on a busy machine.
+
+    spent: milliseconds of the event loop, and of the whole server, in each round
+    """
+    loop_ms, all_ms = (statistics.median(one) for one in zip(*spent, strict=True))
+    remark = f" ({loop_ms / all_ms:.1%} of all that the server used)"
+    figure = "event-loop time, 1,000 tokens"
+    return Figure(work, figure, loop_ms / num_tokens * 1000, remark=remark)
 
 
 def _first_byte(work: str, seconds: list[float]) -> Figure:
