@@ -1,7 +1,7 @@
 """perf_analyzer, Triton's own load generator, as a command: where it is, and what it is given.
 
-`make perf-analyzer` installs it in an environment of its own, on an older glibc with the libraries of
-the next Debian beside it.
+`make perf-analyzer` installs it in an environment of its own, on an older glibc with the libraries
+of the next Debian beside it.
 """
 
 from __future__ import annotations
