@@ -292,4 +292,6 @@ def routes_of(app: FastAPI) -> list[Any]:
 def _allowed_methods(app: FastAPI, path: str) -> str:
     """Of all routes with this path; Starlette would name those of the first alone."""
     routes = (route for route in routes_of(app) if route.path_regex.match(path))
-    return ", ".join(sorted({method for route in routes for method in route.methods}))
+    methods = {method for route in routes for method in route.methods}
+    # The transport makes GET of HEAD.
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))

@@ -1,5 +1,7 @@
 """`/openapi.json`, and a page that shows it at `/api/docs` and `/docs`, without the internet.
 
+At `/` is the way to them.
+
 The page is Swagger UI as the package fastapi-offline carries it; nothing in it is loaded from
 elsewhere, which its Content-Security-Policy also forbids.
 """
@@ -11,9 +13,10 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 import orjson
-from fastapi import APIRouter, Response
-from starlette.responses import RedirectResponse
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse, RedirectResponse
 
+from model import __version__
 from model.errors import NotFound
 from model.serving.openapi import TITLE, build_document
 
@@ -54,6 +57,15 @@ POLICY: Final = (
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+# What a program is told that asks for nothing; a browser is led to the page.
+INDEX: Final = {
+    "name": "qwen3-vl-server",
+    "version": __version__,
+    "docs": "/api/docs",
+    "openapi": "/openapi.json",
+    "health": "/health",
+    "metrics": "/metrics",
+}
 ASSETS: Final = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 
@@ -75,6 +87,12 @@ def docs_router(app: FastAPI, settings: Settings) -> APIRouter:
         """This description, to read and to try."""
         headers = {"Content-Security-Policy": POLICY}
         return Response(PAGE, media_type="text/html", headers=headers)
+
+    @router.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("api/docs")
+        return JSONResponse(INDEX)
 
     @router.get("/docs")
     async def short() -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import httpx
 import pytest
@@ -68,6 +69,26 @@ async def test_pieces_may_be_sent_past_the_app_s_layers() -> None:
         assert (await client.get("/offers_length")).text == "ab"
         assert (await client.head("/offers")).status_code == 200
         assert one.app.num_offered == 0, "an answer without a body has no pieces"
+
+
+async def test_an_answered_request_keeps_nothing_of_its_body() -> None:
+    gc.disable()
+    try:
+        async with served() as one, httpx.AsyncClient(base_url=one.url) as client:
+            await client.post("/length", content=bytes(9 << 20))
+            exchange = one.app.exchange
+            assert exchange is not None
+            await asyncio.sleep(0)
+            assert exchange() is None, "only a collection of garbage would free it"
+    finally:
+        gc.enable()
+
+
+async def test_head_is_get_without_a_body() -> None:
+    async with served() as one, httpx.AsyncClient(base_url=one.url) as client:
+        answer = await client.head("/")
+        assert (answer.status_code, answer.headers["content-length"]) == (200, "5")
+        assert (answer.content, one.app.scope["method"]) == (b"", "GET")
 
 
 async def test_a_client_that_does_not_read_is_waited_for() -> None:

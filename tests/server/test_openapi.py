@@ -136,7 +136,7 @@ async def test_every_route_is_described() -> None:
     # Of the others each is a second path of one that is, for browsers, or unsupported.
     endpoints = {route.endpoint for route in shown}
     for route in hidden:
-        if route.endpoint in endpoints or route.path.startswith(PAGES):
+        if route.endpoint in endpoints or route.path == "/" or route.path.startswith(PAGES):
             continue
         with pytest.raises(Unsupported):
             await route.endpoint()
@@ -289,6 +289,18 @@ def test_the_page_needs_nothing_from_elsewhere(server: RunningServer) -> None:
             # By default the page would tell a validator on the internet where it is.
             assert "validatorUrl: null" in answer.text
             assert "http" not in answer.text
+
+
+def test_the_root_leads_browsers_to_the_page_and_tells_programs_where_things_are(
+    server: RunningServer,
+) -> None:
+    seen = httpx.get(server.http_url, headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (seen.status_code, seen.headers["location"]) == (307, "api/docs")
+    index = httpx.get(server.http_url).json()
+    assert index["name"] == httpx.get(f"{server.http_url}/v2").json()["name"]
+    for place in ("docs", "openapi", "health", "metrics"):
+        answer = httpx.head(server.http_url + index[place])
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_the_short_way_leads_to_the_page(server: RunningServer) -> None:

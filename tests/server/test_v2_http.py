@@ -66,6 +66,16 @@ def test_health(client: httpx.Client) -> None:
     assert client.get("/v2/models").json() == {"models": [MODEL]}
 
 
+def test_head_asks_what_get_does_and_no_more(client: httpx.Client) -> None:
+    for path in ("/v2/health/ready", "/v2/models/qwen3-vl", "/v2/models/none"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]
+    answer = client.head("/v2/models/qwen3-vl/infer")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert client.post("/v2/health/ready").headers["allow"] == "GET, HEAD"
+
+
 def test_json_with_base64_and_no_content_type(client: httpx.Client, sample_image: bytes) -> None:
     answer = client.post(f"{PATH}/infer", content=json.dumps(body(sample_image)))
     assert answer.status_code == 200, answer.text

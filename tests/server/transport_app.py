@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,13 @@ class App:
         self.gone = asyncio.Event()
         self.began = asyncio.Event()
         self.scope: dict[str, Any] = {}
+        self.exchange: weakref.ref[Any] | None = None
         self.num_offered = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scope = scope
+        # What offers pieces is a method of the exchange.
+        self.exchange = weakref.ref(piece_writer(scope).__self__)  # type: ignore[attr-defined]
         self.num_running += 1
         self.began.set()
         try:

@@ -90,7 +90,10 @@ class Exchange(ABC):
     """
 
     def __init__(self, scope: Scope) -> None:
-        scope["extensions"] = {PIECE_WRITER: self.offer}
+        # HEAD is GET without the answer's body (RFC 9110, 9.3.2): all that the app has to know.
+        self._head_only = scope["method"] == "HEAD"
+        if self._head_only:
+            scope["method"] = "GET"
         self.scope = scope
         self.answered = False
         self.body_ended = False
@@ -138,6 +141,14 @@ class Exchange(ABC):
 
     async def run(self, app: ASGIApp) -> None:
         """Call the app; an answer that it leaves out or breaks off is told to the client."""
+        self.scope["extensions"] = {PIECE_WRITER: self.offer}
+        try:
+            await self._run(app)
+        finally:
+            # The scope would keep this, and with it the body, until somebody collects garbage.
+            del self.scope["extensions"]
+
+    async def _run(self, app: ASGIApp) -> None:
         try:
             await app(self.scope, self.receive, self.send)
             if self.answered or self._gone:
@@ -221,7 +232,7 @@ class Exchange(ABC):
     @property
     def _bodyless(self) -> bool:
         assert self._head is not None
-        return self.scope["method"] == "HEAD" or self._head.status in BODYLESS_STATUSES
+        return self._head_only or self._head.status in BODYLESS_STATUSES
 
     def _body(self, data: bytes | memoryview) -> Message:
         more = not self.body_ended or bool(self._pieces)
