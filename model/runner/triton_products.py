@@ -69,8 +69,8 @@ def _run(
     assert row.is_contiguous(), "kernels address rows by their width"
     assert weight.is_contiguous(), "kernels address rows by their width"
     num_inputs, num_outputs = weight.shape[1], output.shape[1]
-    tile = min(power_of_two(num_inputs), LONGEST_TILE)
-    tile = tile if num_inputs <= LONGEST_TILE else LONGEST_TILE // 2
+    # What does not fit one tile comes in halves of it, the next on its way during each.
+    tile = power_of_two(num_inputs) if num_inputs <= LONGEST_TILE else LONGEST_TILE // 2
     num_warps = min(8, max(1, COLUMNS * tile // TILE_ELEMENTS_PER_WARP))
     launch(
         _row_product,
