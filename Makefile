@@ -80,6 +80,7 @@ image: ## Build the image of TARGET (cpu, cuda, ui) with docker, podman or build
 	  --build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --exclude '*') \
 	  --build-arg SOURCE=$$(git config --get remote.origin.url) $(ARGS) .
 
+# Not in CI: it installs the requirements of three images from nothing, which takes minutes.
 .PHONY: image-test
 image-test: install ## Build the images with buildah, run them with podman and runc (root, debootstrap)
 	$(BIN)/python -m pytest tests/image --timeout 3600 $(ARGS)
