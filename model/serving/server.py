@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request, Response
@@ -40,6 +42,7 @@ from model.serving.v2_http import v2_router
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from model.serving.jobs import JobStore
     from model.serving.kserve_model import Qwen3VLModel
@@ -130,6 +133,30 @@ def build_job_store(settings: JobSettings) -> JobStore:
         raise StartError("--jobs.redis_url must begin with redis://, rediss:// or unix://") from e
 
 
+def _abandonable(work: Callable[[], object]) -> asyncio.Future[None]:
+    """Do it on a thread that nobody waits for at the end; asyncio's own hold the process up."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as e:
+            error = e
+        with suppress(RuntimeError):  # the loop has closed: nobody asks any more
+            loop.call_soon_threadsafe(tell, error)
+
+    def tell(error: Exception | None) -> None:
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return done
+
+
 class Server:
     """The composition of everything that listens, from first to last.
 
@@ -193,7 +220,7 @@ class Server:
 
     async def _load(self) -> bool:
         """Load beside the listeners; False when it failed or a signal came first."""
-        loading = asyncio.create_task(asyncio.to_thread(self._model.load))
+        loading = _abandonable(self._model.load)
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -121,6 +121,16 @@ def test_a_server_that_has_stopped_is_gone_at_once() -> None:
         assert time.monotonic() - stopped < 1
 
 
+def test_sigterm_ends_it_also_while_loading_hangs(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    os.mkfifo(folder / "config.json")  # as a network's file system that has gone away
+    with start_server("--model_dir", str(folder), wait_ready=False) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        assert "stopped" in server.log()
+
+
 def test_answers_do_not_wait_for_the_client_to_acknowledge_their_head(
     server: RunningServer,
 ) -> None:
