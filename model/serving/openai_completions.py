@@ -81,7 +81,8 @@ class Completions:
         if parameters.get("max_tokens") is None:
             parameters["max_tokens"] = DEFAULT_MAX_TOKENS
         echo = document.get("echo") is not None and boolean("echo", document["echo"])
-        prompt_only = echo and parameters["max_tokens"] == 0
+        most = parameters["max_tokens"]
+        prompt_only = echo and type(most) is int and most == 0  # false is another fault
         if prompt_only:
             parameters["max_tokens"] = 1  # the engine always chooses one; it is not told
         sampling = with_completion_logprobs(model.sampling(parameters), document)
@@ -89,8 +90,8 @@ class Completions:
         best_of = _best_of(document, fields)
         sampling = fields.sampling
         if echo and sampling.logprobs is not None:
-            most = max(sampling.logprobs, sampling.prompt_logprobs or 0)
-            sampling = replace(sampling, prompt_logprobs=most)
+            num_told = max(sampling.logprobs, sampling.prompt_logprobs or 0)
+            sampling = replace(sampling, prompt_logprobs=num_told)
         if best_of > fields.n and sampling.logprobs is None:
             sampling = replace(sampling, logprobs=0)
         raw = parse_prompts(document.get("prompt"), model.settings.request.max_batch)

@@ -203,6 +203,8 @@ COMPLETION_CASES: Final = [
     completion("logprobs true", "logprobs is true; it must be an integer, …", logprobs=True),
     completion("no tokens and no echo",
                "max_tokens is 0; it must be from 1 to 1048576", max_tokens=0),
+    completion("no tokens said with false", "max_tokens is false; it must be an integer, …",
+               max_tokens=False, echo=True),
     completion("prompt_logprobs of 21", "prompt_logprobs is 21; it must be from 0 to 20",
                prompt_logprobs=21),
     completion("prompt_logprobs true", "prompt_logprobs is true; it must be an integer, …",
