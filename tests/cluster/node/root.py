@@ -93,6 +93,8 @@ def write_script(
         (upper / "etc" / name).write_text(content)
     lines = [
         "set -e",
+        # As process 1 it would not hear it, and the pod would wait for all of its grace period.
+        "trap 'exit 143' TERM",
         _mount("-t", "overlay", "-o", f"lowerdir=/,upperdir={upper},workdir={work}", "o", root),
         _mount("-t", "proc", "proc", root / "proc"),
         _mount("--rbind", "/dev", root / "dev"),
