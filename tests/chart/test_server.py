@@ -323,6 +323,14 @@ def test_no_object_of_ours_carries_the_labels_that_kserve_deletes_by() -> None:
             "each needs its own mountPath",
         ),
         (
+            {"model": {"source": "storage", "storageUris": [{"uri": "ftp://b/m"}]}},
+            "'ftp://b/m' does not match pattern '^(s3|gs|hf|",
+        ),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels has app.kubernetes.io/name"),
+        ({"podLabels": {"app": "x"}}, "podLabels has app, which the chart or KServe sets"),
+        ({"commonLabels": {"app.kubernetes.io/instance": "x"}}, "commonLabels has app.kubernetes"),
+        ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels has helm.sh/chart"),
+        (
             {
                 "model": {
                     "source": "hub",

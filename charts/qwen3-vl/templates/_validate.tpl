@@ -1,6 +1,7 @@
 {{/* Contradictions that a schema cannot say. Each message names the values, and what to do. */}}
 {{- define "qwen3-vl.validate" -}}
 {{- include "qwen3-vl.validateModel" . -}}
+{{- include "qwen3-vl.validateLabels" . -}}
 {{- include "qwen3-vl.validatePod" . -}}
 {{- include "qwen3-vl.validateScaling" . -}}
 {{- include "qwen3-vl.validateKnative" . -}}
@@ -34,6 +35,22 @@
 {{- with $model.hub.token -}}
 {{- if and .value .existingSecret -}}
 {{- fail "model.hub.token has a value and an existingSecret: take one out" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A label twice on one object is the last one's: selectors would find no pod. */}}
+{{- define "qwen3-vl.validateLabels" -}}
+{{- $selected := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "serving.kserve.io/inferenceservice" -}}
+{{- $refused := dict
+  "podLabels" (concat $selected (list "app" "component"))
+  "commonLabels" (concat $selected (list "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of" "app.kubernetes.io/version" "helm.sh/chart"))
+-}}
+{{- range $value, $labels := $refused -}}
+{{- range $labels -}}
+{{- if hasKey (get $.Values $value) . -}}
+{{- fail (printf "%s has %s, which the chart or KServe sets, and finds its objects by: take it out" $value .) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
