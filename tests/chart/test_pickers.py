@@ -34,9 +34,19 @@ def test_v2_is_picked_by_load_and_openai_by_load_and_beginning() -> None:
         }
         for pool in ("openai", "v2", "grpc")
     }
-    load = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "max-score-picker": None}
+    load = {
+        "queue-scorer": 2,
+        "kv-cache-utilization-scorer": 2,
+        "running-requests-size-scorer": 1,
+        "max-score-picker": None,
+    }
     assert scorers["openai"] == {**load, "prefix-cache-scorer": 3}
-    assert scorers["v2"] == scorers["grpc"] == {**load, "running-requests-size-scorer": 1}
+    assert scorers["v2"] == scorers["grpc"] == load
+    # A pod with a queue has all of these full: its pictures then go elsewhere too.
+    assert (
+        scorers["openai"]["prefix-cache-scorer"]
+        <= load["queue-scorer"] + load["running-requests-size-scorer"]
+    )
     # The default parser answers V2 bodies with 400.
     assert picker_config(objects, "v2")["parser"] == {"pluginRef": "passthrough-parser"}
     assert "parser" not in picker_config(objects, "openai")

@@ -3,11 +3,9 @@
 {{- define "qwen3-vl.pickerConfig" -}}
 {{- $weights := (index . 0).Values.picker.weights -}}
 {{- $openai := eq (index . 1).name "openai" -}}
-{{- $scorers := list (dict "name" "queue-scorer" "weight" $weights.queue) (dict "name" "kv-cache-utilization-scorer" "weight" $weights.kvCache) -}}
+{{- $scorers := list (dict "name" "queue-scorer" "weight" $weights.queue) (dict "name" "kv-cache-utilization-scorer" "weight" $weights.kvCache) (dict "name" "running-requests-size-scorer" "weight" $weights.running) -}}
 {{- if $openai -}}
 {{- $scorers = append $scorers (dict "name" "prefix-cache-scorer" "weight" $weights.prefix) -}}
-{{- else -}}
-{{- $scorers = append $scorers (dict "name" "running-requests-size-scorer" "weight" $weights.running) -}}
 {{- end -}}
 apiVersion: inference.networking.x-k8s.io/v1alpha1
 kind: EndpointPickerConfig
