@@ -61,14 +61,14 @@ def inference_service(
     }
 
 
-def v2_request(picture: bytes, *, max_tokens: int = 16) -> dict[str, Any]:
-    """A V2 request in JSON that asks for a description."""
+def v2_request(*pictures: bytes, max_tokens: int = 16) -> dict[str, Any]:
+    """A V2 request in JSON that asks for a description of each."""
     image = {
         "name": "image",
         "datatype": "BYTES",
-        "shape": [1],
+        "shape": [len(pictures)],
         "parameters": {"content_type": "base64"},
-        "data": [base64.b64encode(picture).decode()],
+        "data": [base64.b64encode(picture).decode() for picture in pictures],
     }
     return {"inputs": [image], "parameters": {"max_tokens": max_tokens}}
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from tests.cluster.senders import (
     StreamedChats,
     V2Requests,
 )
+from tests.serving import metric_of, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from tests.cluster.senders import Sender
 
 NUM_WORKERS: Final = 128
+# Longer than any test needs a stream.
+LONG_TOKENS: Final = 3000
+# Of the streams that keep a pod busy: what is sent to it all the same waits a second or two.
+BUSY_TOKENS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,44 @@ def running_load(senders: Sequence[Sender], *, per_second: float) -> Iterator[Lo
             workers.shutdown()
             for sender in senders:
                 sender.close()
+
+
+@contextmanager
+def kept_busy(front: Front, picture: bytes, *, num_streams: int) -> Iterator[None]:
+    """So many streams at any time; they are in the pod's engine from the beginning to the end."""
+    stopped = threading.Event()
+
+    def look() -> None:
+        if stopped.is_set():
+            raise _Enough
+
+    def stream() -> None:
+        sender = StreamedChats(front.url, picture, max_tokens=BUSY_TOKENS, on_event=look)
+        with closing(sender), suppress(_Enough):
+            while not stopped.is_set():
+                sender.send()
+
+    with ThreadPoolExecutor(num_streams) as workers:
+        streams = [workers.submit(stream) for _ in range(num_streams)]
+        try:
+            wait_for(
+                lambda: _num_sequences(front) >= num_streams,
+                f"{num_streams} streams are at {front.url}",
+            )
+            yield
+        finally:
+            stopped.set()
+    for one in streams:
+        one.result()
+    wait_for(lambda: _num_sequences(front) == 0, f"{front.url} is idle")
+
+
+class _Enough(Exception):
+    """A stream is not needed any more."""
+
+
+def _num_sequences(front: Front) -> float:
+    return sum(metric_of(front.url, f"{state}_sequences") for state in ("running", "queued"))
 
 
 def _send(sender: Sender, load: Load) -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from tests.cluster.components.gateway import CLASS
 from tests.cluster.load import Front
 from tests.cluster.node.images import ROOT
 
 if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
+    from tests.cluster.components.gateway import GatewayController
     from tests.cluster.components.kserve import KServe
     from tests.cluster.node.api import Json
 
@@ -22,6 +24,10 @@ READY_SECONDS: Final = 300.0
 QUICK: Final[Json] = {
     "page": {"enabled": False},
     "probes": {"startup": {"periodSeconds": 1}, "readiness": {"periodSeconds": 1}},
+}
+# Through Envoy Gateway, to the pods that endpoint pickers choose.
+PICKED: Final[Json] = {
+    "routing": {"enabled": True, "backend": "pool", "gateway": {"className": CLASS}},
 }
 
 
@@ -90,6 +96,18 @@ class Release:
         """Its Service's ClusterIP."""
         path = f"/api/v1/namespaces/{self.namespace}/services/{self.deployment}"
         address = self.cluster.api.get(path)["spec"]["clusterIP"]
+        return Front(f"http://{address}", f"{address}:8081")
+
+    def picked_front(self, gateway: GatewayController) -> Front:
+        """Its Gateway, of a release with the values PICKED, once its routes are at work."""
+        name = self.service_name
+        address = gateway.address(self.namespace, name)
+        for route in (name, f"{name}-openai", f"{name}-v2"):
+            gateway.wait_until_routed(self.namespace, route)
+        for route in (name, f"{name}-grpc"):
+            gateway.wait_until_routed(self.namespace, route, "grpcroutes")
+        gateway.wait_until_patched(self.namespace, f"{name}-picked")
+        gateway.wait_until_answered(f"http://{address}/v2/health/ready")
         return Front(f"http://{address}", f"{address}:8081")
 
     def _apply(self, command: str, values: Json, *options: str) -> None:

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.cluster.components.gateway import NAMESPACE as GATEWAY_NAMESPACE
 from tests.cluster.load import mixture
-from tests.cluster.release import Release
+from tests.cluster.pickers import Pickers
+from tests.cluster.release import PICKED, Release, merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.cluster.cluster import Cluster
+    from tests.cluster.components.gateway import GatewayController
     from tests.cluster.components.kserve import KServe
+    from tests.cluster.load import Front
 
 # What Kubernetes writes about others' objects, and forgets by itself.
 RECORDS = {"events", "events.events.k8s.io"}
@@ -23,16 +27,17 @@ GONE_SECONDS = 120.0
 
 
 class Objects(NamedTuple):
-    """kind/name of all that a namespace holds, and of what is in none."""
+    """kind/name of all that a release's namespace holds, the gateways', and of what is in none."""
 
     inside: set[str]
+    beside: set[str]
     outside: set[str]
 
 
 @pytest.fixture(scope="module")
-def place(cluster: Cluster, kserve: KServe) -> Iterator[str]:
+def place(cluster: Cluster, gateway: GatewayController) -> Iterator[str]:
     """A namespace."""
-    del kserve
+    del gateway
     with cluster.namespace("install") as namespace:
         yield namespace
 
@@ -45,12 +50,19 @@ def before(cluster: Cluster, place: str) -> Objects:
 
 @pytest.fixture(scope="module")
 def release(cluster: Cluster, kserve: KServe, place: str, before: Objects) -> Release:
-    """The CPU demo, installed."""
+    """The CPU demo behind a Gateway with pickers, installed."""
     del before
     installed = Release(cluster, kserve, place)
     # Nobody asks while pods are replaced.
-    installed.install({"shutdown": {"unreadySeconds": 1}})
+    installed.install(merged(PICKED, {"shutdown": {"unreadySeconds": 1}}))
     return installed
+
+
+@pytest.fixture(scope="module")
+def fronts(release: Release, gateway: GatewayController) -> tuple[Front, Front]:
+    """Its Service, and its Gateway."""
+    Pickers(release).wait_until_ready()
+    return release.front(), release.picked_front(gateway)
 
 
 def objects(cluster: Cluster, namespace: str) -> Objects:
@@ -63,7 +75,9 @@ def objects(cluster: Cluster, namespace: str) -> Objects:
         return set(found.split())
 
     return Objects(
-        listed("--namespaced=true", "--namespace", namespace), listed("--namespaced=false")
+        listed("--namespaced=true", "--namespace", namespace),
+        listed("--namespaced=true", "--namespace", GATEWAY_NAMESPACE),
+        listed("--namespaced=false"),
     )
 
 
@@ -74,16 +88,22 @@ def setting(release: Release) -> str:
     return str(next(one["value"] for one in container["env"] if one["name"] == SETTING))
 
 
-def test_a_picture_is_described_in_every_protocol_through_the_service(
-    release: Release, sample_image: bytes
+def test_a_picture_is_described_in_every_protocol_through_service_and_gateway(
+    fronts: tuple[Front, Front], sample_image: bytes
 ) -> None:
-    senders = mixture(release.front(), sample_image)
-    answers = {sender.kind: sender.send() for sender in senders}
+    answers = [described(front, sample_image) for front in fronts]
+    # The same picture, model and greedy choice of tokens, whichever way it is asked.
+    assert len({text for each in answers for text in each.values()}) == 1, answers
+    assert all(answers[0].values())
+
+
+def described(front: Front, image: bytes) -> dict[str, str]:
+    """What each kind of request is told of a picture."""
+    senders = mixture(front, image)
+    answers = {sender.kind: sender.send().strip() for sender in senders}
     for sender in senders:
         sender.close()
-    # The same picture, model and greedy choice of tokens, whichever way it is asked.
-    assert len({answer.strip() for answer in answers.values()}) == 1, answers
-    assert all(answers.values())
+    return answers
 
 
 def test_helm_s_own_test_describes_a_picture(release: Release) -> None:
@@ -95,7 +115,7 @@ def test_helm_s_own_test_describes_a_picture(release: Release) -> None:
 
 
 def test_an_upgrade_changes_the_pods_and_a_rollback_brings_the_old_ones_back(
-    release: Release, sample_image: bytes
+    release: Release, fronts: tuple[Front, Front], sample_image: bytes
 ) -> None:
     [before] = release.ready_pods()
     assert setting(release) == "16"
@@ -107,10 +127,8 @@ def test_an_upgrade_changes_the_pods_and_a_rollback_brings_the_old_ones_back(
     [back] = release.ready_pods()
     assert back["metadata"]["uid"] not in {one["metadata"]["uid"] for one in (before, upgraded)}
     assert setting(release) == "16"
-    [sender, *others] = mixture(release.front(), sample_image)
-    assert sender.send()
-    for one in (sender, *others):
-        one.close()
+    for front in fronts:
+        assert all(described(front, sample_image).values())
     history = json.loads(release.helm("history", release.name, "--output", "json"))
     assert [one["status"] for one in history] == ["superseded", "superseded", "deployed"]
 
@@ -121,10 +139,13 @@ def test_an_uninstalled_release_leaves_nothing(
     def made() -> set[str]:
         # Others' namespaces may go meanwhile.
         now = objects(cluster, release.namespace)
-        return (now.inside - before.inside) | (now.outside - before.outside)
+        return set().union(*(have - had for have, had in zip(now, before, strict=True)))
 
     assert f"inferenceservice.serving.kserve.io/{release.service_name}" in made()
     assert f"deployment.apps/{release.deployment}" in made()
+    assert f"inferencepool.inference.networking.k8s.io/{release.service_name}-v2" in made()
+    # Its Envoy.
+    assert any(one.startswith(f"deployment.apps/envoy-{release.namespace}-") for one in made())
     release.uninstall()
     try:
         cluster.wait_for(lambda: not made(), "nothing is left", seconds=GONE_SECONDS, every=1.0)

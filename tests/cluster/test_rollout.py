@@ -11,7 +11,7 @@ import grpc
 import httpx
 import pytest
 
-from tests.cluster.load import mixture, running_load
+from tests.cluster.load import LONG_TOKENS, mixture, running_load
 from tests.cluster.release import Release, pod_front
 from tests.cluster.senders import GrpcStreams, StreamedChats
 
@@ -27,8 +27,6 @@ STEADY_SECONDS = 3.0
 AROUND_A_KILL_SECONDS = 12.0
 MOVED_SECONDS = 2.0
 OTHERS_FAILED_RATIO = 0.005
-# Longer than it takes to kill a pod.
-LONG_TOKENS = 3000
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from tests.serving import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from tests.serving import RunningServer
 
@@ -70,12 +71,17 @@ class Clients:
         self.stub = stub
 
     @classmethod
-    @contextmanager
-    def of(cls, server: RunningServer) -> Iterator[Clients]:
+    def of(cls, server: RunningServer) -> AbstractContextManager[Clients]:
         """Connect."""
+        return cls.at(server.http_url, server.grpc_address)
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str, grpc_address: str) -> Iterator[Clients]:
+        """Connect to a server, or what stands before it."""
         with (
-            httpx.Client(base_url=server.http_url, timeout=60) as http,
-            grpc.insecure_channel(server.grpc_address, options=OPTIONS) as channel,
+            httpx.Client(base_url=url, timeout=60, trust_env=False) as http,
+            grpc.insecure_channel(grpc_address, options=OPTIONS) as channel,
         ):
             yield cls(http, Stub(channel))
 

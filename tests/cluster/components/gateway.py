@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import yaml
 
+from tests.cluster.cluster import condition
 from tests.cluster.components.crds import apply_crds, crds_of
 from tests.cluster.tools.cache import program, sources
 from tests.cluster.tools.pins import ENVOY_GATEWAY
@@ -77,6 +78,21 @@ class GatewayController:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.cluster.api.find(path)}") from None
 
+    def wait_until_patched(self, namespace: str, name: str) -> None:
+        """Wait until the Envoys of an EnvoyPatchPolicy's Gateway have all its patches."""
+        path = f"{_EXTENSIONS}/namespaces/{namespace}/envoypatchpolicies/{name}"
+
+        def is_patched() -> bool:
+            ancestors = self.cluster.api.get(path).get("status", {}).get("ancestors") or ()
+            return bool(ancestors) and all(
+                condition({"status": one}, "Programmed") for one in ancestors
+            )
+
+        try:
+            self.cluster.wait_for(is_patched, f"{path} is programmed")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.cluster.api.find(path)}") from None
+
     def wait_until_answered(self, url: str) -> None:
         """Wait until a GET is answered with success: an Envoy is told a little after the status.
 
@@ -107,6 +123,7 @@ class GatewayController:
 
 
 _GROUP: Final = "/apis/gateway.networking.k8s.io/v1"
+_EXTENSIONS: Final = "/apis/gateway.envoyproxy.io/v1alpha1"
 
 
 def install_gateway(cluster: Cluster) -> GatewayController:
