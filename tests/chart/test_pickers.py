@@ -162,8 +162,13 @@ def test_envoy_asks_each_picker_for_the_whole_route_of_its_pool() -> None:
         # Envoy Gateway's own rule; the patch below says otherwise to Envoy.
         assert processor["failOpen"] is False
         # Else a dead picker fails bodies with 500, whatever failOpen says.
-        assert processor["backendSettings"]["healthCheck"]["active"]["type"] == "GRPC"
-        assert processor["backendSettings"]["healthCheck"]["panicThreshold"] == 0
+        check = processor["backendSettings"]["healthCheck"]
+        assert check["active"]["type"] == "GRPC"
+        assert check["panicThreshold"] == 0
+        # Found out well within a second; back only when others have been told who leads.
+        assert check["active"]["interval"] == "250ms"
+        assert check["active"]["unhealthyThreshold"] == 1
+        assert check["active"]["healthyThreshold"] == 8
         args = named(objects, "Deployment", f"{FULLNAME}-{pool}-picker")["spec"]["template"][
             "spec"
         ]["containers"][0]["args"]
