@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -67,18 +68,24 @@ def fronts(release: Release, gateway: GatewayController) -> tuple[Front, Front]:
 
 def objects(cluster: Cluster, namespace: str) -> Objects:
     """All that the API server has, but for records."""
+    inside, outside = kinds(cluster, "--namespaced=true"), kinds(cluster, "--namespaced=false")
 
-    def listed(scope: str, *where: str) -> set[str]:
-        kinds = cluster.kubectl("api-resources", "--verbs=list", scope, "--output=name").split()
-        wanted = ",".join(kind for kind in kinds if kind not in RECORDS)
+    def listed(wanted: str, *where: str) -> set[str]:
         found = cluster.kubectl("get", wanted, *where, "--output=name", "--ignore-not-found")
         return set(found.split())
 
     return Objects(
-        listed("--namespaced=true", "--namespace", namespace),
-        listed("--namespaced=true", "--namespace", GATEWAY_NAMESPACE),
-        listed("--namespaced=false"),
+        listed(inside, "--namespace", namespace),
+        listed(inside, "--namespace", GATEWAY_NAMESPACE),
+        listed(outside),
     )
+
+
+@cache
+def kinds(cluster: Cluster, scope: str) -> str:
+    """All that can be listed, but for records."""
+    names = cluster.kubectl("api-resources", "--verbs=list", scope, "--output=name").split()
+    return ",".join(name for name in names if name not in RECORDS)
 
 
 def setting(release: Release) -> str:

@@ -182,6 +182,8 @@ def _proxy() -> Json:
         "metadata": {"name": CLASS, "namespace": NAMESPACE},
         "spec": {
             "concurrency": 1,
+            # An Envoy whose Gateway is deleted: nobody asks it any more.
+            "shutdown": {"drainTimeout": "5s", "minDrainDuration": "1s"},
             "provider": {"type": "Kubernetes", "kubernetes": kubernetes},
         },
     }
