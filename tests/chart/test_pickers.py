@@ -193,7 +193,7 @@ def test_envoy_lets_requests_pass_while_a_picker_is_away_where_it_may(opens: boo
     assert listeners == {pool: f"{gateway}/{listener}" for pool, listener in expected.items()}
 
 
-def test_envoy_s_patches_name_the_clusters_of_the_picked_rules() -> None:
+def test_envoy_s_patches_name_the_clusters_of_the_picked_rules_and_the_pickers() -> None:
     objects = routed("envoy")
     patches = patched(objects, "Cluster")
     expected = {
@@ -202,8 +202,14 @@ def test_envoy_s_patches_name_the_clusters_of_the_picked_rules() -> None:
         for index, rule in enumerate(route["spec"]["rules"])
         if rule["backendRefs"][0]["kind"] == "Backend"
     }
-    assert {patch["name"] for patch in patches} == expected
     assert len(expected) == 3
+    # Where pickers are asked how they are.
+    pickers = {
+        f"envoyextensionpolicy/{NAMESPACE}/{policy['metadata']['name']}/extproc/0"
+        for policy in of_kind(objects, "EnvoyExtensionPolicy")
+    }
+    assert len(pickers) == 3
+    assert {patch["name"] for patch in patches} == expected | pickers
 
 
 def test_no_client_of_envoy_s_can_say_where_its_request_goes() -> None:
