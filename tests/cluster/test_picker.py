@@ -45,7 +45,9 @@ NUM_PICTURES: Final = 6
 NUM_REPEATS: Final = 8
 PER_SECOND: Final = 20.0
 STEADY_SECONDS: Final = 3.0
+# As many may fail as are sent in a second, and none from when gateways have been told.
 ERROR_SECONDS: Final = 1.0
+TOLD_SECONDS: Final = 2.0
 MIB: Final = 1 << 20
 MAX_BODY_BYTES: Final = 64 * MIB
 LARGE_BYTES: Final = 20_000_000
@@ -250,9 +252,10 @@ def test_killed_pickers_cost_a_second_and_come_back(routed: Routed, sample_image
         f"killed within {killed - asked:.2f} s, back after {back - killed:.1f} s:", load.summary()
     )
     assert routed.pickers.names() == before, "they came back by themselves"
-    assert load.without_open(asked, killed + ERROR_SECONDS).failures == [], load.summary()
-    fallen_back = [one for one in load.outcomes if killed + ERROR_SECONDS < one.began < alone]
-    assert len(fallen_back) >= PER_SECOND * (STEADY_SECONDS - ERROR_SECONDS) / 2
+    assert len(load.failures) <= PER_SECOND * ERROR_SECONDS, load.summary()
+    assert load.without_open(asked, killed + TOLD_SECONDS).failures == [], load.summary()
+    fallen_back = [one for one in load.outcomes if killed + TOLD_SECONDS < one.began < alone]
+    assert len(fallen_back) >= PER_SECOND * (STEADY_SECONDS - TOLD_SECONDS) / 2
     wait_until_picked(routed)
     for pool in POOLS:
         assert share_of_idle(routed, pool, pictures(NUM_PICTURES), num=20) >= LEAST_SHARE
