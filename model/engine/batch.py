@@ -154,11 +154,6 @@ class Runner(Protocol):
         """
         ...
 
-    @property
-    def tells_prompts(self) -> bool:
-        """Whether requests may ask for their prompts' logprobs."""
-        ...
-
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
         """Launch one step; raises OutOfDeviceMemory, DeviceFailure.
 

@@ -138,11 +138,6 @@ class Engine:
         return self._scheduler.max_sequence_tokens
 
     @property
-    def tells_prompts(self) -> bool:
-        """Whether requests may ask for their prompts' logprobs."""
-        return self._runner.tells_prompts
-
-    @property
     def num_queued(self) -> int:
         """Sequences accepted that have not started."""
         return self._num_inbox_requests + self._scheduler.num_waiting

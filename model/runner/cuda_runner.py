@@ -30,6 +30,7 @@ from model.runner.fast_text import FastTextModel
 from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry
 from model.runner.kv_cache import KVCache
+from model.runner.prompt_logprobs import attach, told_rows
 from model.runner.quantize import QuantizedLinear
 from model.runner.qwen3_vl import TextInputs
 from model.runner.runner import TorchRunner
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from model.engine.batch import LaunchedStep, ScheduledBatch, ScheduledSequence
     from model.engine.sequence import Sequence
     from model.runner.placement import Placement
+    from model.runner.prompt_logprobs import Told
     from model.runner.qwen3_vl import ImageRows
     from model.runner.rows import Row
     from model.settings import EngineSettings
@@ -54,11 +56,15 @@ class CudaStep:
     """A launched step; its token ids are on their way to the host.
 
     aside: a stream for what is asked for later; on the one of the steps it would wait for the next
+    told: of the prompts of answers that begin
     """
 
-    def __init__(self, chosen: Chosen, aside: torch.cuda.Stream | None = None) -> None:
+    def __init__(
+        self, chosen: Chosen, aside: torch.cuda.Stream | None = None, told: Told = ()
+    ) -> None:
         self._chosen = chosen
         self._aside = aside
+        self._told = told
         ids = chosen.token_ids
         self._ids = torch.empty(len(ids), dtype=ids.dtype, pin_memory=ids.is_cuda)
         self._ids.copy_(ids, non_blocking=True)
@@ -76,8 +82,10 @@ class CudaStep:
                 self._arrived.synchronize()
             if self._chosen.logprobs is not None or self._chosen.faults:
                 with torch.cuda.stream(self._aside):
-                    return self._chosen.tokens()
-            return [SampledToken(token_id) for token_id in self._ids.tolist()]
+                    tokens = self._chosen.tokens()
+            else:
+                tokens = [SampledToken(token_id) for token_id in self._ids.tolist()]
+            return attach(tokens, self._told) if self._told else tokens
 
 
 class CudaRunner(TorchRunner):
@@ -127,11 +135,6 @@ class CudaRunner(TorchRunner):
         """Always: chosen tokens stay on the device."""
         return True
 
-    @property
-    def tells_prompts(self) -> bool:
-        """Not yet: what is told would have to come back with a later step's tokens."""
-        return False
-
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
         """Launch one step; raises OutOfDeviceMemory, DeviceFailure."""
@@ -162,11 +165,12 @@ class CudaRunner(TorchRunner):
         if self._decoder is not None and images is None and self._decoder.fits(shares):
             logits, largest = self._decoder.run(tokens, shares)
         else:
-            logits = self._text.logits(self._eager_inputs(tokens, shares, images), self.cache)
+            inputs = self._eager_inputs(tokens, shares, images)
+            logits = self._prompts.logits(self._text, inputs, self.cache, shares)
             largest = logits.argmax(-1)
         rows = self._rows.rows(shares)
         chosen = Chosen(largest, None) if all(map(_is_greedy, rows)) else choose(logits, rows)
-        step = CudaStep(chosen, self._aside)
+        step = CudaStep(chosen, self._aside, self._prompts.take(shares))
         # Last: if anything before fails, the step before stays the latest one.
         self._remember(chosen.token_ids, shares)
         return step
@@ -176,7 +180,7 @@ class CudaRunner(TorchRunner):
         token_ids: list[int] = []
         sources: list[int] = []
         positions = []
-        sample_rows = []
+        sample_rows: list[int] = []
         for share in shares:
             sequence = share.sequence
             known = sequence.token_ids[share.start : share.end]
@@ -188,6 +192,8 @@ class CudaRunner(TorchRunner):
                 token_ids.append(0)
                 sources.append(self._places[sequence])
             positions.append(self._keep(sequence).positions.span(share.start, share.end))
+            first = len(token_ids) - share.num_tokens
+            sample_rows += range(first, first + told_rows(share))
             if share.samples:
                 sample_rows.append(len(token_ids) - 1)
         return FlatTokens(

@@ -7,7 +7,7 @@ HEAD_ROWS rows at a time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from model.runner.qwen3_vl import TextInputs, TextModel
 
 HEAD_ROWS: Final = 64
+# For each token of a step; None where it is not the first of an answer that asked.
+Told: TypeAlias = "Seq[tuple[TokenLogprobs, ...] | None]"
 
 
 def told_rows(share: ScheduledSequence) -> int:
@@ -38,6 +40,19 @@ def told_rows(share: ScheduledSequence) -> int:
         return 0
     # The last row of a prompt chooses the answer's first token.
     return max(0, min(share.end, sequence.num_prompt_tokens - 1) - share.start)
+
+
+def attach(tokens: Seq[SampledToken], told: Told) -> list[SampledToken]:
+    """A step's tokens, the first of each sequence with what was told of its prompt."""
+    return [
+        token if logprobs is None else token._replace(prompt_logprobs=logprobs)
+        for token, logprobs in zip(tokens, told, strict=True)
+    ]
+
+
+def _begins_answer(share: ScheduledSequence) -> bool:
+    sequence = share.sequence
+    return sequence.needs_whole_prompt and share.end == sequence.num_prompt_tokens
 
 
 class PromptLogprobs:
@@ -76,16 +91,12 @@ class PromptLogprobs:
         rows = on_device(np.array(sampled, dtype=np.int64), hidden.device)
         return text.head(hidden.index_select(0, rows))
 
-    def attach(
-        self, shares: Iterable[ScheduledSequence], tokens: Seq[SampledToken]
-    ) -> list[SampledToken]:
-        """A step's tokens, the first of each sequence with what was told of its prompt."""
-        sampled = (share.sequence for share in shares if share.samples)
+    def take(self, shares: Iterable[ScheduledSequence]) -> Told:
+        """What was told of each prompt whose answer begins with this step."""
         return [
-            token._replace(prompt_logprobs=tuple(self._told.pop(sequence, ())))
-            if sequence.needs_whole_prompt
-            else token
-            for sequence, token in zip(sampled, tokens, strict=True)
+            tuple(self._told.pop(share.sequence, ())) if _begins_answer(share) else None
+            for share in shares
+            if share.samples
         ]
 
     def release(self, sequences: Iterable[Sequence]) -> None:

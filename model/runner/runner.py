@@ -24,7 +24,7 @@ from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.native import NativeKernels, supports
 from model.runner.placement import Placement
 from model.runner.positions import PromptPositions, prompt_positions
-from model.runner.prompt_logprobs import PromptLogprobs, told_rows
+from model.runner.prompt_logprobs import PromptLogprobs, attach, told_rows
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.rows import RowSource
 from model.runner.sampler import sample
@@ -121,11 +121,6 @@ class TorchRunner:
         """Never: a step's tokens are known when it returns."""
         return False
 
-    @property
-    def tells_prompts(self) -> bool:
-        """Whether prompts' logprobs can be had."""
-        return True
-
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
         """Run one step; raises OutOfDeviceMemory, DeviceFailure."""
@@ -137,7 +132,7 @@ class TorchRunner:
             logits = self._prompts.logits(self._text, inputs, self.cache, batch.sequences)
             tokens = sample(logits, self._rows.rows(batch.sequences))
         self._drop_used(batch.sequences)
-        return FinishedStep(self._prompts.attach(batch.sequences, tokens))
+        return FinishedStep(attach(tokens, self._prompts.take(batch.sequences)))
 
     def free_memory(self) -> None:
         """Drop the embeddings of pictures that no running sequence needs."""

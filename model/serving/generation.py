@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from model.errors import InvalidRequest, Unsupported
+from model.errors import InvalidRequest
 from model.request import MAX_SEED, FinishReason, GenerateRequest, check_prompt_logprobs
 from model.serving.chat import ImagePart, Message, TextPart
 from model.serving.fetch import Fetcher
@@ -177,8 +177,6 @@ class Pipeline:
                 "tokens"
             )
         prompt.sampling.check_vocabulary(self.checkpoint.vocab_size)
-        if prompt.sampling.prompt_logprobs is not None and not self.engine.tells_prompts:
-            raise Unsupported("this server cannot tell a prompt's logprobs on this device")
         self.encoder.check_num_images(len(prompt.images))
 
     async def prepare(self, prompts: Seq[Prompt]) -> list[GenerateRequest]:

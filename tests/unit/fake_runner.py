@@ -89,7 +89,6 @@ class FakeRunner:
         self.block_size = block_size
         self.overlaps = overlaps
         self.max_batched_tokens = 2048
-        self.tells_prompts = True
         self.slots: list[int | None] = [None] * (num_blocks * block_size)
         self.embeddings: set[tuple[str, int]] = set()
         self.held: dict[Sequence, Cell] = {}

@@ -14,6 +14,7 @@ from model.engine.sequence import Sequence
 from model.request import SamplingParams
 from model.runner import prompt_logprobs
 from model.runner.load import load_runner
+from model.runner.loader import load_model
 from model.runner.logprobs import known_logprobs
 from model.runner.native import compiled
 from model.settings import Dtype, EngineSettings, ModelSettings, Settings
@@ -21,6 +22,7 @@ from tests.checkpoints import IMAGE_PAD, Shape, make_checkpoint
 from tests.unit.runner_driver import Driver, Part, make_request, processor_patches
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from model.request import GenerateRequest, TokenLogprobs
@@ -40,15 +42,25 @@ def oracle(folder: Path) -> Oracle:
     return Oracle.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.fixture(params=["fast", "narrow", "reference"])
+@pytest.fixture(params=["fast", "narrow", "reference", "cuda"])
 def runner(
     request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> TorchRunner:
+) -> Iterator[TorchRunner]:
+    if request.param == "cuda":
+        pytest.importorskip("triton")
+        from model.runner.cuda_runner import CudaRunner
+        from tests.unit.triton_interpreter import DEVICE, interpreted
+
+        engine = EngineSettings(kv_cache_bytes=4 << 20, max_model_len=512, max_sequences=6)
+        with interpreted():
+            model = load_model(folder, DEVICE, torch.float32)
+            yield CudaRunner(model, read_checkpoint(folder), engine, graphs=False)
+        return
     if request.param == "narrow":
         monkeypatch.setattr(compiled, "usable", lambda dtype: False)
     engine = EngineSettings(kv_cache_bytes=4 << 20, reference=request.param == "reference")
     settings = Settings(model=ModelSettings(device="cpu", dtype=Dtype.FLOAT32), engine=engine)
-    return load_runner(settings, read_checkpoint(folder))
+    yield load_runner(settings, read_checkpoint(folder))
 
 
 def asking(name: str, parts: list[Part], seed: int = 0) -> GenerateRequest:
@@ -126,7 +138,7 @@ def test_whoever_asks_gets_the_same_answer(runner: TorchRunner) -> None:
     def answers(sampling: SamplingParams) -> list[list[int]]:
         requests = [
             make_request(f"r{i}", parts, seed=i, sampling=sampling)
-            for i, parts in enumerate(PROMPTS)
+            for i, parts in enumerate(PROMPTS[1:4])
         ]
         return Driver(runner, chunk_size=16).generate(requests, 4)
 
