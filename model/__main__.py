@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +41,10 @@ MIB = 1 << 20
 def main(arguments: Seq[str] | None = None) -> int:
     """Serve until a signal; the exit status: 0 after a drain, 1 when nothing could be served."""
     started = time.monotonic()
+    if threading.current_thread() is threading.main_thread():
+        # Until the server has a better one: process 1 of a container is ended by no signal that it
+        # has no handler for, and imports take seconds.
+        signal.signal(signal.SIGTERM, _end_at_once)
     # Before torch is imported. Threads that spin long while they wait take the cores from those
     # they wait for: up to six times slower beside one other busy process. Threads that sleep at
     # once must be woken for every product. A few microseconds are as good as the better of both.
@@ -88,6 +94,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def _end_at_once(number: int, frame: object) -> NoReturn:
+    leave(128 + number)
 
 
 def exit_at_once() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 import time
@@ -250,6 +251,8 @@ class Server:
             # The default action of the second signal: the operator wants it gone.
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+            # Still here: process 1 of a container is not ended by a default action.
+            os._exit(128 + number)
         logger.info("%s: draining", signal.Signals(number).name)
         self._stop.set()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -24,8 +25,7 @@ from tests.server.grpc_client import Stub, infer_request
 from tests.serving import RunningServer, start_server, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 NUM_TOKENS = 600
 LONG_ANSWER = {"max_tokens": NUM_TOKENS, "ignore_eos": True}
@@ -109,6 +109,61 @@ def test_sigterm_while_loading_ends_it() -> None:
     with start_server(wait_ready=False) as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
+
+
+@pytest.fixture
+def process_one() -> Iterator[Callable[[], tuple[subprocess.Popen[str], int]]]:
+    """Starts a server as the first process of a namespace, as a container's is; gives its pid."""
+    unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    if os.geteuid() != 0 or subprocess.run([*unshare, "true"], check=False).returncode != 0:
+        pytest.skip("needs root and process namespaces")
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> tuple[subprocess.Popen[str], int]:
+        command = [*unshare, sys.executable, "-m", "model", "--http_port", "0", "--grpc_port", "0"]
+        outer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        started.append(outer)
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        wait_for(lambda: children.read_text() != "", "unshare starts it")
+        return outer, int(children.read_text())
+
+    yield start
+    for outer in started:
+        outer.kill()
+        outer.communicate()
+
+
+def catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_process_one_is_ended_by_sigterm_while_it_imports(
+    process_one: Callable[[], tuple[subprocess.Popen[str], int]],
+) -> None:
+    outer, pid = process_one()
+    wait_for(lambda: catches_sigterm(pid), "it has a handler")
+    os.kill(pid, signal.SIGTERM)
+    _, log = outer.communicate(timeout=10)
+    assert outer.returncode == 128 + signal.SIGTERM
+    assert "listening" not in log
+
+
+def test_process_one_is_ended_by_a_second_sigterm(
+    process_one: Callable[[], tuple[subprocess.Popen[str], int]],
+) -> None:
+    outer, pid = process_one()
+    assert outer.stderr is not None
+    for line in outer.stderr:
+        if "ready      in" in line:
+            break
+    os.kill(pid, signal.SIGTERM)
+    while "draining" not in outer.stderr.readline():
+        pass
+    os.kill(pid, signal.SIGTERM)
+    outer.communicate(timeout=10)
+    assert outer.returncode == 128 + signal.SIGTERM
 
 
 def test_a_server_that_has_stopped_is_gone_at_once() -> None:
