@@ -234,7 +234,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream_id = event.stream_id
         assert stream_id is not None
         if self._last_stream_id is not None and stream_id > self._last_stream_id:
-            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            # GOAWAY has said that it may be asked again elsewhere (RFC 9113, 6.8). A reset beside
+            # it is one frame too many for h2 and with it httpx, which then fail instead.
             return
         scope = self._scope(event.headers or [])
         if scope is None:
