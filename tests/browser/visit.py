@@ -107,8 +107,18 @@ class Visit:
         assert not errors, f"the browser reports: {errors}"
 
     def wait_usable(self) -> None:
-        """Wait until the page knows its pictures, of which there are none yet."""
+        """Wait until the page knows its pictures, of which there are none yet, and is whole.
+
+        Seen once in many runs: Gradio leaves out a part whose script did not come. A person would
+        load the page again.
+        """
         expect(self.describe_button).to_be_visible()
+        parts = self.tab.get_by_role("button", name="Sampling", exact=True)
+        try:
+            expect(parts).to_be_visible()
+        except AssertionError:
+            self.tab.reload()
+            expect(parts).to_be_visible()
         expect(self.tab.locator("#pictures [data-count='0']")).to_be_visible()
 
     def reload(self) -> None:
