@@ -183,11 +183,7 @@ class V2Servicer:
 
         async def write(message: Message) -> None:
             async with write_lock:
-                try:
-                    async with asyncio.timeout(self._send_idle_seconds):
-                        await context.write(message)
-                except TimeoutError as e:
-                    raise SlowReader(self._send_idle_seconds) from e
+                await send(context, message, self._send_idle_seconds)
 
         async def answer(request: bytes) -> None:
             try:
@@ -208,6 +204,8 @@ class V2Servicer:
             # gRPC takes no status behind a message that waits, and keeps the message until the
             # client goes; all that is ours ends here.
             logger.warning("a stream is given up: %s", slow.exceptions[0])
+            raise asyncio.CancelledError from None
+        except* ClientGone:
             raise asyncio.CancelledError from None
         if self._draining.is_set():
             await context.abort(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
@@ -244,7 +242,7 @@ class V2Servicer:
             if wants_final:
                 head.parameters[FINAL].bool_param = True
                 await write(stream_response(infer_response=head))
-        except SlowReader:
+        except (SlowReader, ClientGone):
             raise
         except Exception as e:  # one request's failure must not end the others' stream
             text = str(e) if isinstance(e, ServingError) else INTERNAL_ERROR
@@ -263,6 +261,22 @@ class V2Servicer:
     def _on_phase(self, phase: Phase) -> None:
         if phase in STOPPING:
             self._draining.set()
+
+
+class ClientGone(Exception):
+    """A stream's client has left: nobody can be told anything."""
+
+
+async def send(context: Context, message: Message, idle_seconds: float) -> None:
+    """Write a stream's message; raises SlowReader, ClientGone."""
+    try:
+        async with asyncio.timeout(idle_seconds):
+            await context.write(message)
+    except TimeoutError as e:
+        raise SlowReader(idle_seconds) from e
+    except grpc.aio.BaseError as e:
+        # The call has ended, and gRPC has not yet come to cancelling what answers it.
+        raise ClientGone from e
 
 
 def _handler(servicer: V2Servicer, method: Method) -> grpc.RpcMethodHandler:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 
-from model.serving.v2_proto import SERVICE
+from model.serving.v2_grpc import ClientGone, send
+from model.serving.v2_proto import SERVICE, message_class
 from tests.server.grpc_client import OPTIONS, Stub, infer_request, text_of
 from tests.server.http2_client import Http2Client
 from tests.server.transport_app import Wire
@@ -72,3 +74,14 @@ async def test_a_client_that_reads_slowly_gets_everything(
             await client.flush()
     assert client.trailers[1]["grpc-status"] == "0"
     client.wire.close()
+
+
+async def test_a_call_that_has_ended_under_a_message_is_a_client_that_left() -> None:
+    """gRPC says so by an error of its own, at times before it cancels."""
+
+    class Ended:
+        async def write(self, message: object) -> None:
+            raise ExecuteBatchError("execute_batch", ())
+
+    with pytest.raises(ClientGone):
+        await send(Ended(), message_class("ModelStreamInferResponse")(), 1.0)
