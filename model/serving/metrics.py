@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from model.serving.loop_lag import LoopLag
 
 PREFIX = "qwen3vl"
-# Of requests that no route took: their paths and methods are whatever clients make up.
-NO_ROUTE = "none"
+# Stands for a path or method that no route has: clients make up any, and a series stays for ever.
+UNKNOWN = "none"
 # Answers of every route that asks the model, told as 0 before the first: a rate needs two samples.
 EXPECTED_STATUSES = (200, 500, 503)
 
@@ -71,9 +71,10 @@ class HttpRequests:
 
     def ended(self, scope: Scope, status: int | None) -> None:
         """Count one; scope: as the app's router left it."""
-        route = getattr(scope.get("route"), "path", None)
-        method = scope["method"] if route is not None else NO_ROUTE
-        self.counter.labels(method, route or NO_ROUTE, status or 0).inc()
+        route = scope.get("route")
+        known = scope["method"] in (getattr(route, "methods", None) or ())
+        method = scope["method"] if known else UNKNOWN
+        self.counter.labels(method, getattr(route, "path", UNKNOWN), status or 0).inc()
 
 
 class ServerCollector(Collector):

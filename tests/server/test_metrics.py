@@ -77,6 +77,16 @@ def test_requests_are_counted_by_route_and_status(server: RunningServer) -> None
         assert counted(**labels) == before + 1, (method, path)
 
 
+def test_methods_that_clients_make_up_are_one_series(server: RunningServer) -> None:
+    """Each series stays for ever; HTTP/2 takes any word for a method."""
+    with httpx.Client(base_url=server.http_url, http1=False, http2=True) as client:
+        for method in ("BREW", "STIR", "PURGE"):
+            assert client.request(method, "/health").status_code == 405
+    samples = families(server)["qwen3vl_http_requests"].samples
+    methods = {s.labels["method"] for s in samples if s.labels["route"] == "/health"}
+    assert methods <= {"GET", "none"}
+
+
 def test_failures_are_told_before_the_first(server: RunningServer) -> None:
     samples = families(server)["qwen3vl_http_requests"].samples
     failed = {s.labels["route"] for s in samples if s.labels["status"] == "500"}
