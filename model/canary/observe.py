@@ -99,12 +99,12 @@ class Prometheus:
         num_requests, num_errors = values["requests"], values["errors"]
         if num_requests is None or num_errors is None:
             return Unknown(f"Prometheus has no requests of {selector} in {window} s")
-        # A server of before these were counted has none.
-        num_answers, num_failed = values["answers"] or 0.0, values["failed_answers"] or 0.0
-        ratios = [_ratio(num_errors, num_requests), _ratio(num_failed, num_answers)]
+        # A server of before answers were counted has no such series: the engine's errors decide.
+        num_answers = values["answers"]
+        ratios = [_ratio(num_errors, num_requests), _ratio(values["failed_answers"], num_answers)]
         return Measured(
             # Extrapolated to the window's edges, hence no whole number.
-            num_requests=max(0, round(num_requests), round(num_answers)),
+            num_requests=max(0, round(num_requests), round(num_answers or 0)),
             # The same failure may be in both: the larger, not their sum.
             error_ratio=max((ratio for ratio in ratios if ratio is not None), default=None),
             ttft_p95_seconds=values["ttft"],
@@ -112,8 +112,10 @@ class Prometheus:
         )
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return min(max(0.0, part / whole), 1.0) if whole > 0 else None
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    if part is None or whole is None or whole <= 0:
+        return None
+    return min(max(0.0, part / whole), 1.0)
 
 
 def select_service(namespace: str, name: str) -> str:
