@@ -110,7 +110,6 @@ class Engine:
         on_fatal: Callable[[], None] | None = None,
     ) -> None:
         self._scheduler = scheduler
-        self._runner = runner
         self._steps = Steps(scheduler, runner)
         self._max_queued_requests = max_queued_requests
         self._max_queued_image_tokens = max_queued_image_tokens
