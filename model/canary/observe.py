@@ -28,12 +28,17 @@ REQUESTS: Final = (
 ERRORS: Final = (
     'sum(increase(qwen3vl_finished_sequences_total{{{selector},finish_reason="error"}}[{window}s]))'
 )
-# Whatever keeps a request from reaching the engine is seen in its answer alone.
-ANSWERS: Final = 'sum(increase(qwen3vl_http_requests_total{{{selector},method="POST"}}[{window}s]))'
-FAILED_ANSWERS: Final = (
-    'sum(increase(qwen3vl_http_requests_total{{{selector},method="POST",status=~"5.."}}'
-    "[{window}s]))"
+# Whatever keeps a request from reaching the engine is seen in its answer alone. Each part of `or`
+# has labels of its own, so that both are summed, and one that is not there takes nothing away.
+HTTP: Final = 'qwen3vl_http_requests_total{{{selector},method="POST",%s}}[{window}s]'
+GRPC: Final = (
+    'qwen3vl_grpc_requests_total{{{selector},method=~"Model(Stream)?Infer",%s}}[{window}s]'
 )
+BOTH: Final = f"sum(increase({HTTP}) or increase({GRPC}))"
+ANSWERS: Final = BOTH % ('status!="0"', 'code!="CANCELLED"')
+# gRPC's codes of what is 5xx over HTTP.
+FAILED_CODES: Final = "UNKNOWN|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|DATA_LOSS"
+FAILED_ANSWERS: Final = BOTH % ('status=~"5.."', f'code=~"{FAILED_CODES}"')
 TTFT_P95: Final = (
     "histogram_quantile(0.95, sum by (le) ("
     "rate(qwen3vl_time_to_first_token_seconds_bucket{{{selector}}}[{window}s])))"

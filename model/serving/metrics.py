@@ -8,6 +8,7 @@ protocol).
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kserve.metrics import POST_HIST_TIME, PRE_HIST_TIME, PREDICT_HIST_TIME
@@ -49,6 +50,8 @@ PREFIX = "qwen3vl"
 UNKNOWN = "none"
 # Answers of every route that asks the model, told as 0 before the first: a rate needs two samples.
 EXPECTED_STATUSES = (200, 500, 503)
+EXPECTED_CODES = ("OK", "INTERNAL", "UNAVAILABLE")
+INFER_METHODS = ("ModelInfer", "ModelStreamInfer")
 
 
 class HttpRequests:
@@ -75,6 +78,34 @@ class HttpRequests:
         known = scope["method"] in (getattr(route, "methods", None) or ())
         method = scope["method"] if known else UNKNOWN
         self.counter.labels(method, getattr(route, "path", UNKNOWN), status or 0).inc()
+
+
+class GrpcRequests:
+    """Requests of the inference service over gRPC that have ended, by method and code."""
+
+    def __init__(self) -> None:
+        self.counter = Counter(
+            f"{PREFIX}_grpc_requests",
+            "gRPC requests by method and code, each of a stream for itself; CANCELLED where the "
+            "client left before its answer",
+            ["method", "code"],
+            registry=None,
+        )
+        for method in INFER_METHODS:
+            for code in EXPECTED_CODES:
+                self.counter.labels(method, code)
+
+    def ended(self, method: str, code: str) -> None:
+        """Count one; code: a name of gRPC's."""
+        self.counter.labels(method, code).inc()
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of both ports."""
+
+    http: HttpRequests = field(default_factory=HttpRequests)
+    grpc: GrpcRequests = field(default_factory=GrpcRequests)
 
 
 class ServerCollector(Collector):
@@ -199,7 +230,7 @@ def build_registry(
     lifecycle: Lifecycle,
     jobs: JobRunner | None = None,
     lag: LoopLag | None = None,
-    requests: HttpRequests | None = None,
+    requests: Requests | None = None,
 ) -> CollectorRegistry:
     """A registry of this server's figures, the time KServe's hooks took, and the process's own."""
     registry = CollectorRegistry()
@@ -210,5 +241,6 @@ def build_registry(
     GCCollector(registry=registry)
     registry.register(ServerCollector(model, lifecycle, jobs, lag))
     if requests is not None:
-        registry.register(requests.counter)
+        registry.register(requests.http.counter)
+        registry.register(requests.grpc.counter)
     return registry

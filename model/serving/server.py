@@ -31,7 +31,7 @@ from model.serving.jobs import MemoryJobStore
 from model.serving.jobs_http import jobs_router
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.loop_lag import LoopLag
-from model.serving.metrics import HttpRequests, build_registry
+from model.serving.metrics import Requests, build_registry
 from model.serving.openai_errors import error_body
 from model.serving.openai_http import openai_router
 from model.serving.request_id import RequestIds
@@ -69,7 +69,7 @@ def build_app(
     settings: Settings,
     jobs: JobRunner | None = None,
     lag: LoopLag | None = None,
-    requests: HttpRequests | None = None,
+    requests: Requests | None = None,
 ) -> FastAPI:
     """All HTTP routes; those of jobs only where something runs them."""
     app = FastAPI(openapi_url=None)
@@ -96,7 +96,7 @@ def build_app(
     app.include_router(ui_router(settings.server.ui_url))
     app.include_router(docs_router(app, settings))
     if requests is not None:
-        requests.expect(app)
+        requests.http.expect(app)
     install_error_handlers(app, error_body)
     if settings.server.cors_origins:
         app.add_middleware(
@@ -173,11 +173,11 @@ class Server:
         self._jobs = JobRunner(
             Describer(model), build_job_store(settings.jobs), self.lifecycle, settings.jobs
         )
-        self._grpc = build_grpc_server(model, self.lifecycle, settings)
+        requests = Requests()
+        self._grpc = build_grpc_server(model, self.lifecycle, settings, requests.grpc.ended)
         self._lag = LoopLag()
-        requests = HttpRequests()
         app = build_app(model, self.lifecycle, settings, self._jobs, self._lag, requests)
-        named = RequestIds(app, requests.ended)
+        named = RequestIds(app, requests.http.ended)
         self._http = HttpServer(named, ConnectionLimits.of(settings))
         self.http_port: int = http_socket.getsockname()[1]
         self.grpc_port = self._bind_grpc()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from model.errors import GrpcStatus, ServingError, SlowReader, Unsupported
+from model.errors import ServingError, SlowReader, Unsupported
 from model.serving.body import INTERNAL_ERROR
 from model.serving.grpc_health import STOPPING, HealthServicer
 from model.serving.v2_grpc_codec import (
@@ -52,7 +53,7 @@ from model.serving.v2_proto import (
 from model.serving.v2_tensors import LARGE_BYTES, Limits, check_one_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from collections.abc import Sequence as Seq
 
     from kserve import InferRequest
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     Context: TypeAlias = grpc.aio.ServicerContext
     Call: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
     Options: TypeAlias = tuple[tuple[str, int], ...]
+    # Told of each request that has ended: method, name of its code.
+    Ended: TypeAlias = Callable[[str, str], None]
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,9 @@ RAW_METHODS: Final = ("ModelInfer",)
 SHUTTING_DOWN: Final = "the server is shutting down; try another replica"
 
 
-def build_grpc_server(model: V2Model, lifecycle: Lifecycle, settings: Settings) -> grpc.aio.Server:
+def build_grpc_server(
+    model: V2Model, lifecycle: Lifecycle, settings: Settings, ended: Ended
+) -> grpc.aio.Server:
     """A grpc.aio server with all services, no port bound yet; needs the running event loop."""
     max_bytes = settings.request.max_body_bytes + MESSAGE_OVERHEAD_BYTES
     server = grpc.aio.server(
@@ -89,8 +94,8 @@ def build_grpc_server(model: V2Model, lifecycle: Lifecycle, settings: Settings) 
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         )
     )
-    servicer = V2Servicer(model, lifecycle, settings)
-    handlers = {method.name: _handler(servicer, method) for method in service_methods()}
+    servicer = V2Servicer(model, lifecycle, settings, ended)
+    handlers = {method.name: _handler(servicer, method, ended) for method in service_methods()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     services = frozenset({"", SERVICE, *model.names})
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(lifecycle, services), server)
@@ -115,8 +120,11 @@ def _connection_age(unready_seconds: float) -> Options:
 class V2Servicer:
     """The methods of GRPCInferenceService, from parsed message to message; raise ServingError."""
 
-    def __init__(self, model: V2Model, lifecycle: Lifecycle, settings: Settings) -> None:
+    def __init__(
+        self, model: V2Model, lifecycle: Lifecycle, settings: Settings, ended: Ended
+    ) -> None:
         self._model = model
+        self._ended = ended
         self._lifecycle = lifecycle
         self._limits = Limits.of(settings)
         self._max_in_flight = settings.engine.max_sequences
@@ -228,20 +236,21 @@ class V2Servicer:
         head = message_class("ModelInferResponse")()
         wants_final = False
         try:
-            message, raws = read_request(data)
-            head.model_name, head.id = message.model_name, message.id
-            wants_final = wants_final_response(message)
-            with self._lifecycle.request():
-                request = await self._decode(message, raws)
-                check_one_sequence(request)
-                head = empty_message(request)
-                messages = DeltaMessages(request, wants_final)
-                async with closing(self._model.stream(request)) as deltas:
-                    async for delta in deltas:
-                        await write(messages.message(delta))
-            if wants_final:
-                head.parameters[FINAL].bool_param = True
-                await write(stream_response(infer_response=head))
+            with _counted("ModelStreamInfer", self._ended):
+                message, raws = read_request(data)
+                head.model_name, head.id = message.model_name, message.id
+                wants_final = wants_final_response(message)
+                with self._lifecycle.request():
+                    request = await self._decode(message, raws)
+                    check_one_sequence(request)
+                    head = empty_message(request)
+                    messages = DeltaMessages(request, wants_final)
+                    async with closing(self._model.stream(request)) as deltas:
+                        async for delta in deltas:
+                            await write(messages.message(delta))
+                if wants_final:
+                    head.parameters[FINAL].bool_param = True
+                    await write(stream_response(infer_response=head))
         except (SlowReader, ClientGone):
             raise
         except Exception as e:  # one request's failure must not end the others' stream
@@ -279,8 +288,11 @@ async def send(context: Context, message: Message, idle_seconds: float) -> None:
         raise ClientGone from e
 
 
-def _handler(servicer: V2Servicer, method: Method) -> grpc.RpcMethodHandler:
-    """The method's gRPC handler; parses inside, so that a broken message is the client's fault."""
+def _handler(servicer: V2Servicer, method: Method, ended: Ended) -> grpc.RpcMethodHandler:
+    """The method's gRPC handler; parses inside, so that a broken message is the client's fault.
+
+    A stream's requests are counted by its method, each for itself.
+    """
     call = getattr(servicer, method.name, None) or _refusing(method.name)
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(
@@ -288,9 +300,10 @@ def _handler(servicer: V2Servicer, method: Method) -> grpc.RpcMethodHandler:
         )
 
     async def unary(data: bytes, context: Context) -> Message:
-        # A request with pictures is read by its method: they are not copied into a message.
-        request = data if method.name in RAW_METHODS else parse(input_class(method), data)
-        return await call(request, context)
+        with _counted(method.name, ended):
+            # A request with pictures is read by its method: they are not copied into a message.
+            request = data if method.name in RAW_METHODS else parse(input_class(method), data)
+            return await call(request, context)
 
     return grpc.unary_unary_rpc_method_handler(_translating(unary), response_serializer=_serialize)
 
@@ -300,6 +313,30 @@ def _refusing(name: str) -> Call:
         raise Unsupported(UNSUPPORTED[name])
 
     return refuse
+
+
+@contextmanager
+def _counted(method: str, ended: Ended) -> Iterator[None]:
+    """What happens inside is one request; its error tells the code."""
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except BaseException as e:
+        code = code_of(e)
+        raise
+    finally:
+        ended(method, code.name)
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The status that a request ends with by an error."""
+    match error:
+        case asyncio.CancelledError() | SlowReader() | ClientGone():
+            return grpc.StatusCode.CANCELLED
+        case ServingError():
+            return STATUS_CODES[int(error.grpc_status)]
+        case _:
+            return grpc.StatusCode.INTERNAL
 
 
 def _translating(
@@ -315,10 +352,10 @@ def _translating(
         except ServingError as e:
             if e.retry_after_seconds is not None:
                 context.set_trailing_metadata((("retry-after", str(e.retry_after_seconds)),))
-            code, text = STATUS_CODES[int(e.grpc_status)], str(e)
-        except Exception:
+            code, text = code_of(e), str(e)
+        except Exception as e:
             logger.exception("a gRPC call failed")
-            code, text = STATUS_CODES[int(GrpcStatus.INTERNAL)], INTERNAL_ERROR
+            code, text = code_of(e), INTERNAL_ERROR
         await context.abort(code, text)
 
     return translated

@@ -8,10 +8,12 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, Counter, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.canary.gates import Measured, Unknown
 from model.canary.observe import QUERIES, NoAnswer, Prometheus, select_service
+from model.serving.metrics import Requests
 from tests.canary.prometheus import start_prometheus
 from tests.serving import free_ports, wait_for
 
@@ -91,7 +93,7 @@ def test_failures_are_seen_inside_the_engine_and_before_it(
         name = {
             "finish_reason!": "requests",
             'finish_reason="': "errors",
-            "status": "failed",
+            "INTERNAL": "failed",
             "POST": "answers",
         }
         kind = next((kind for part, kind in name.items() if part in query), "")
@@ -111,8 +113,7 @@ def test_every_query_names_metrics_that_the_server_has(server: RunningServer) ->
         sample.name for family in text_string_to_metric_families(text) for sample in family.samples
     }
     for query in QUERIES.values():
-        [name] = re.findall(r"qwen3vl_\w+", query)
-        assert name in names
+        assert set(re.findall(r"qwen3vl_\w+", query)) <= names
 
 
 def test_a_real_prometheus_has_the_figures_of_a_real_server(
@@ -142,6 +143,39 @@ def test_a_real_prometheus_has_the_figures_of_a_real_server(
         other = asked.figures(select_service("models", "qwen3-vl-canary"), 60)
         assert isinstance(other, Unknown)
         assert "has no requests of" in other.reason
+
+
+def test_a_real_prometheus_sums_the_failures_of_both_protocols(tmp_path: Path) -> None:
+    registry, requests = CollectorRegistry(), Requests()
+    finished = Counter("qwen3vl_finished_sequences", "", ["finish_reason"], registry=registry)
+    for one in (requests.http.counter, requests.grpc.counter):
+        registry.register(one)
+    http = requests.http.counter.labels("POST", "/api/v1/describe", 200)
+    for reason in ("stop", "error"):
+        finished.labels(reason)
+    exporter, thread = start_http_server(0, "127.0.0.1", registry)
+    labels = {"namespace": "models", "inferenceservice": "qwen3-vl"}
+    try:
+        with (
+            start_prometheus(tmp_path, {f"127.0.0.1:{exporter.server_port}": labels}) as url,
+            httpx.Client(base_url=f"{url}/") as client,
+        ):
+            asked, selector = Prometheus(client), select_service("models", "qwen3-vl")
+            series = f"count_over_time(qwen3vl_grpc_requests_total{{{selector}}}[1m])"
+            wait_for(lambda: (asked.query(f"min({series})") or 0) >= 2, "two scrapes")
+            http.inc(4)
+            for code, num in (("OK", 8), ("INTERNAL", 2), ("UNAVAILABLE", 1), ("CANCELLED", 1)):
+                for _ in range(num):
+                    requests.grpc.ended("ModelInfer" if num == 1 else "ModelStreamInfer", code)
+            requests.grpc.ended("ServerReady", "INTERNAL")
+            wait_for(lambda: num_requests(asked, selector) >= 15, "they are counted")
+            figures = asked.figures(selector, 60)
+            assert isinstance(figures, Measured)
+            assert figures.error_ratio == pytest.approx(3 / 15, rel=0.02)
+    finally:
+        exporter.shutdown()
+        exporter.server_close()
+        thread.join()
 
 
 def num_requests(asked: Prometheus, selector: str) -> int:

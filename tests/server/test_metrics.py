@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+import grpc
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.errors import EngineFailure, NotReady, SlowReader
+from model.serving.v2_grpc import ClientGone, code_of
+from tests.server.grpc_client import OPTIONS, Stub, infer_request
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prometheus_client.metrics_core import Metric
 
     from tests.serving import RunningServer
@@ -75,6 +83,75 @@ def test_requests_are_counted_by_route_and_status(server: RunningServer) -> None
         before = counted(**labels)
         httpx.request(method, f"{server.http_url}{path}", content=b"{}")
         assert counted(**labels) == before + 1, (method, path)
+
+
+@pytest.fixture
+def stub(server: RunningServer) -> Iterator[Stub]:
+    with grpc.insecure_channel(server.grpc_address, options=OPTIONS) as channel:
+        yield Stub(channel)
+
+
+def grpc_counts(server: RunningServer) -> dict[tuple[str, str], float]:
+    """(method, code) → requests."""
+    return {
+        (sample.labels["method"], sample.labels["code"]): sample.value
+        for sample in families(server)["qwen3vl_grpc_requests"].samples
+        if sample.name.endswith("_total")
+    }
+
+
+def test_grpc_requests_are_counted_by_method_and_code(
+    server: RunningServer, stub: Stub, sample_image: bytes
+) -> None:
+    # Failures are told before the first.
+    assert {("ModelInfer", "INTERNAL"), ("ModelStreamInfer", "INTERNAL")} <= grpc_counts(
+        server
+    ).keys()
+    long = {"max_tokens": {"int64_param": 3000}, "ignore_eos": {"bool_param": True}}
+    asked = (
+        (infer_request(sample_image), 60.0, "OK"),
+        (infer_request(b"no picture"), 60.0, "INVALID_ARGUMENT"),
+        (infer_request(sample_image, model_name="nobody"), 60.0, "NOT_FOUND"),
+        # The deadline is the client's: to the server, one that left.
+        (infer_request(sample_image, parameters=long), 0.7, "CANCELLED"),
+    )
+    for request, seconds, code in asked:
+        before = grpc_counts(server).get(("ModelInfer", code), 0)
+        try:
+            stub.ModelInfer(request, timeout=seconds)
+        except grpc.RpcError:
+            assert code != "OK"
+        server.wait_until_idle()
+        assert grpc_counts(server)["ModelInfer", code] == before + 1, code
+
+
+def test_each_request_of_a_grpc_stream_is_counted_for_itself(
+    server: RunningServer, stub: Stub, sample_image: bytes
+) -> None:
+    before = grpc_counts(server)
+    requests = [infer_request(sample_image), infer_request(b"no picture"), infer_request(b"nor me")]
+    assert list(stub.ModelStreamInfer(iter(requests), timeout=60))
+    after = grpc_counts(server)
+    grown = {key: num - before.get(key, 0) for key, num in after.items()}
+    assert {key: num for key, num in grown.items() if num} == {
+        ("ModelStreamInfer", "OK"): 1,
+        ("ModelStreamInfer", "INVALID_ARGUMENT"): 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        pytest.param(ValueError("a fault of ours"), grpc.StatusCode.INTERNAL, id="whatever else"),
+        pytest.param(EngineFailure("it failed"), grpc.StatusCode.INTERNAL, id="the engine"),
+        pytest.param(NotReady("loading"), grpc.StatusCode.UNAVAILABLE, id="not ready"),
+        pytest.param(asyncio.CancelledError(), grpc.StatusCode.CANCELLED, id="cancelled"),
+        pytest.param(SlowReader(1.0), grpc.StatusCode.CANCELLED, id="a client that does not read"),
+        pytest.param(ClientGone(), grpc.StatusCode.CANCELLED, id="a client that left"),
+    ],
+)
+def test_an_error_tells_its_code(error: BaseException, code: grpc.StatusCode) -> None:
+    assert code_of(error) is code
 
 
 def test_methods_that_clients_make_up_are_one_series(server: RunningServer) -> None:
