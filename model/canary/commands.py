@@ -114,6 +114,9 @@ class Command:
         # First: behind a route with a canary are two, and none of them is called stable.
         self._free(traffic.read().state)
         state = self._new_state()
+        not_routed = traffic.why_not_routed(state)
+        if not_routed is not None:
+            raise Refused(not_routed)
         if state.golden is not None:
             load_cases(state.golden)
         dry_run = self._given.dry_run

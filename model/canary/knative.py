@@ -63,6 +63,10 @@ class KnativeTraffic:
     def prepare(self, state: State, *, dry_run: bool = False) -> None:
         """Nothing more: the revision is made of the spec that `write` put there."""
 
+    def why_not_routed(self, state: State) -> str | None:
+        """Nothing: Knative's own routes are KServe's to write."""
+        return None
+
     def why_not_ready(self, state: State) -> str | None:
         """Why the new revision is not ready."""
         stable, created, ready = self._revisions()

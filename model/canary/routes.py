@@ -24,6 +24,8 @@ Ref: TypeAlias = dict[str, Any]
 Rule: TypeAlias = dict[str, Any]
 
 POOL_KIND: Final = "InferencePool"
+# Conditions of a route, and the status of each that says that some of it is not served.
+REFUSALS: Final = {"Accepted": "False", "ResolvedRefs": "False", "PartiallyInvalid": "True"}
 
 
 class Presence(Enum):
@@ -84,6 +86,42 @@ def split_rules(rules: Iterable[Rule], split: Split) -> list[Rule]:
             f"{', '.join(names) or 'none'}"
         )
     return changed
+
+
+def why_refused(route: Ref) -> str | None:
+    """Why a gateway does not serve a route as it is; None where none has said so.
+
+    Not every gateway takes every backend, or two of a kind with weights, and only its controller
+    knows: the API server stores them all.
+    """
+    generation = route["metadata"].get("generation", 0)
+    for parent in route.get("status", {}).get("parents", ()):
+        for one in parent.get("conditions", ()):
+            refused = REFUSALS.get(one["type"]) == one["status"]
+            if refused and one.get("observedGeneration", generation) >= generation:
+                words = ": ".join(filter(None, (one.get("reason"), one.get("message"))))
+                return (
+                    f"{parent['controllerName']} does not serve route {route['metadata']['name']} "
+                    f"as it is ({words})"
+                )
+    return None
+
+
+def why_not_weighted(route: Ref, services: Iterable[str]) -> str | None:
+    """Why a route cannot share requests out by weight; None where it can.
+
+    Behind Envoy Gateway the chart's pools are Backends: what goes there has been given to one of
+    the stable one's pods by a picker.
+    """
+    for ref in backends(route["spec"].get("rules", ())):
+        kind = ref.get("kind", "Service")
+        if kind not in ("Service", POOL_KIND) and owner_of(ref, services) is not None:
+            return (
+                f"route {route['metadata']['name']} leads to {kind} {ref['name']}, where a picker "
+                "has chosen the pod before any weight counts; use routing.backend: service, or a "
+                "gateway that takes InferencePools as backends"
+            )
+    return None
 
 
 def _owner(ref: Ref, split: Split) -> str | None:

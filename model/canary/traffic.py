@@ -23,7 +23,15 @@ from model.canary.cluster import (
 )
 from model.canary.errors import NotFound, Refused
 from model.canary.observe import select_service
-from model.canary.routes import POOL_KIND, Presence, Split, canary_name, split_rules
+from model.canary.routes import (
+    POOL_KIND,
+    Presence,
+    Split,
+    canary_name,
+    split_rules,
+    why_not_weighted,
+    why_refused,
+)
 from model.canary.state import ANNOTATION, Phase, State, parse
 
 if TYPE_CHECKING:
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
     from model.canary.routes import Ref
 
 FOLLOWER_KINDS: Mapping[str, Kind] = {kind.plural: kind for kind in (HTTP_ROUTE, GRPC_ROUTE)}
+
+BACKEND_KINDS: Mapping[str, Kind] = {"Service": SERVICE, POOL_KIND: INFERENCE_POOL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,9 @@ class Traffic(Protocol):
 
     def prepare(self, state: State, *, dry_run: bool = False) -> None:
         """Make the canary, where it is to be made and is not there; raises Refused."""
+
+    def why_not_routed(self, state: State) -> str | None:
+        """Why requests are not led as the state says; None where nobody has said so."""
 
     def why_not_ready(self, state: State) -> str | None:
         """Why the canary serves nothing; None where it does."""
@@ -136,12 +149,22 @@ class RouteTraffic:
         canary = services.make_canary(stable, state.canary, state.changes, state.id)
         self._cluster.create(INFERENCE_SERVICE, canary, dry_run=dry_run)
 
+    def why_not_routed(self, state: State) -> str | None:
+        """What a gateway has against one of the routes as it is now, or can do nothing with."""
+        found = [self._cluster.find(*route) for route in self._routes(state)]
+        reasons = (
+            why_refused(route) or why_not_weighted(route, (state.stable, state.canary))
+            for route in found
+            if route is not None
+        )
+        return next(filter(None, reasons), None)
+
     def why_not_ready(self, state: State) -> str | None:
-        """Why the canary's InferenceService is not Ready."""
+        """Why the canary's InferenceService is not Ready, or its routes do not lead to it."""
         found = self._cluster.find(INFERENCE_SERVICE, state.canary)
         if found is None:
             return f"InferenceService {state.canary} is not there"
-        return services.why_not_ready(found)
+        return services.why_not_ready(found) or self.why_not_routed(state)
 
     def selectors(self, state: State) -> tuple[str, str]:
         """By InferenceService."""
@@ -180,7 +203,7 @@ class RouteTraffic:
         Server-side apply, as Helm 4 does it, would else refuse to write the rules that were written
         here last, though they are as they were.
         """
-        for kind, name in [(HTTP_ROUTE, self.name), *_followers(state)]:
+        for kind, name in self._routes(state):
             with contextlib.suppress(NotFound):
                 self._cluster.edit(kind, name, disown)
         found = self._cluster.find(INFERENCE_SERVICE, state.canary)
@@ -194,6 +217,9 @@ class RouteTraffic:
             found = self._cluster.find(kind, name)
             if found is not None:
                 self._cluster.record(kind, found, reason, message, bad=bad)
+
+    def _routes(self, state: State) -> list[tuple[Kind, str]]:
+        return [(HTTP_ROUTE, self.name), *_followers(state)]
 
     def _split(self, spec: Object, kind: Kind, state: State) -> Object:
         split = Split(
@@ -210,17 +236,11 @@ class RouteTraffic:
         """The canary's backend beside a stable one; raises Refused where there is none.
 
         A canary that was made here has no InferencePool: its Service stands beside the stable
-        one's pool.
+        one's pool, where the gateway takes that.
         """
         name = canary_name(ref["name"], state.stable, state.canary)
-        match ref.get("kind", "Service"):
-            case "Service":
-                there = self._cluster.find(SERVICE, name) is not None
-            case kind_name if kind_name == POOL_KIND:
-                there = self._cluster.find(INFERENCE_POOL, name) is not None
-            case _:
-                there = state.changes is None
-        if there:
+        kind_of_ref = BACKEND_KINDS.get(ref.get("kind", "Service"))
+        if kind_of_ref is not None and self._cluster.find(kind_of_ref, name) is not None:
             return {**ref, "name": name}
         service = self._cluster.find(SERVICE, services.service_name(state.canary))
         if service is None:

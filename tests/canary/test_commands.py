@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,38 @@ def test_a_canary_that_is_not_there_is_refused_before_the_route_is_claimed() -> 
     world = ended()
     with pytest.raises(Refused, match="InferenceService other is not there"):
         run(world, "start", "qwen3-vl", "--canary", "other")
+    assert world.state.phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize(
+    ("plural", "ref", "conditions", "message"),
+    [
+        pytest.param(
+            "httproutes",
+            {"kind": "InferencePool", "name": "qwen3-vl-openai"},
+            [{"type": "ResolvedRefs", "status": "False", "reason": "InvalidKind"}],
+            r"example.com/gateway does not serve route qwen3-vl as it is \(InvalidKind\)",
+            id="a gateway that takes no InferencePool",
+        ),
+        pytest.param(
+            "grpcroutes",
+            {"kind": "Backend", "name": "qwen3-vl-grpc-picked"},
+            [],
+            "route qwen3-vl leads to Backend qwen3-vl-grpc-picked",
+            id="a route that follows, to what a picker has chosen",
+        ),
+    ],
+)
+def test_a_route_that_takes_no_weights_is_refused_before_it_is_claimed(
+    plural: str, ref: dict[str, Any], conditions: list[dict[str, Any]], message: str
+) -> None:
+    world = ended()
+    route = world.api.get(plural, "qwen3-vl")
+    route["spec"]["rules"].append({"backendRefs": [ref]})
+    parent = {"controllerName": "example.com/gateway", "conditions": conditions}
+    route["status"] = {"parents": [parent]}
+    with pytest.raises(Refused, match=message):
+        run(world, *START)
     assert world.state.phase is Phase.ROLLED_BACK
 
 

@@ -171,6 +171,41 @@ def test_a_bad_canary_loses_its_traffic_within_two_evaluations() -> None:
     assert state.reason in event["message"]
 
 
+def test_two_pools_share_the_requests_as_two_services_do() -> None:
+    world = World(changes=None, canary="qwen3-vl-canary")
+    behind_pools(world)
+    world.rollout().round()
+    assert world.weights() == {"qwen3-vl-openai": 95, "qwen3-vl-canary-openai": 5}
+    [rule] = world.api.get("httproutes", "qwen3-vl")["spec"]["rules"]
+    assert {ref["kind"] for ref in rule["backendRefs"]} == {"InferencePool"}
+
+
+def test_a_gateway_that_refuses_the_weights_ends_it_within_two_evaluations() -> None:
+    world = World(changes=None, canary="qwen3-vl-canary")
+    behind_pools(world)
+    run = world.rollout()
+    run.round()
+    refused = {"type": "Accepted", "status": "False", "reason": "UnsupportedValue"}
+    parent = {"controllerName": "example.com/gateway", "conditions": [refused]}
+    world.api.get("httproutes", "qwen3-vl")["status"] = {"parents": [parent]}
+    run.round()
+    run.round()
+    assert world.state.phase is Phase.ROLLED_BACK
+    assert "example.com/gateway does not serve route qwen3-vl" in world.state.reason
+    assert world.weights()["qwen3-vl-canary-openai"] == 0
+
+
+def behind_pools(world: World) -> None:
+    """The stable one and a canary that is there already, each with a pool for the route."""
+    for name in ("qwen3-vl", "qwen3-vl-canary"):
+        world.api.put("inferencepools", f"{name}-openai")
+    stable = world.api.get("inferenceservices", "qwen3-vl")
+    metadata = {"name": "qwen3-vl-canary", "namespace": "models"}
+    world.cluster.create(INFERENCE_SERVICE, {"metadata": metadata, "spec": stable["spec"]})
+    ref = {"kind": "InferencePool", "name": "qwen3-vl-openai", "weight": 1}
+    world.api.get("httproutes", "qwen3-vl")["spec"]["rules"] = [{"backendRefs": [ref]}]
+
+
 def test_without_figures_it_holds_and_goes_on_when_they_come_back() -> None:
     world = World()
     world.figured.canary = Unknown("Prometheus does not answer")

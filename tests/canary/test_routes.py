@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.canary.errors import Refused
-from model.canary.routes import Presence, Split, canary_name, owner_of, split_rules
+from model.canary.routes import (
+    Presence,
+    Split,
+    canary_name,
+    owner_of,
+    split_rules,
+    why_not_weighted,
+    why_refused,
+)
 from model.canary.state import Header
 
 HEADER = Header(name="x-canary", value="always")
@@ -115,6 +123,61 @@ def test_a_canary_that_was_a_backend_before_stays_one_without_traffic() -> None:
 def test_a_route_that_cannot_be_split_is_refused(refs: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(Refused, match=message):
         split_rules([{"backendRefs": refs}], split(5))
+
+
+def route(*conditions: dict[str, Any], refs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    """A route of generation 3, and what its gateway's controller says of it."""
+    parent = {"controllerName": "example.com/gateway", "conditions": list(conditions)}
+    return {
+        "metadata": {"name": "a", "generation": 3},
+        "spec": {"rules": [{"backendRefs": list(refs)}]},
+        "status": {"parents": [parent]},
+    }
+
+
+def says(kind: str, status: str, generation: int = 3, **words: str) -> dict[str, Any]:
+    return {"type": kind, "status": status, "observedGeneration": generation, **words}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "reason"),
+    [
+        pytest.param([], None, id="no gateway has looked at it"),
+        pytest.param([says("Accepted", "True"), says("ResolvedRefs", "True")], None, id="served"),
+        pytest.param(
+            [
+                says("Accepted", "True"),
+                says("ResolvedRefs", "False", reason="InvalidKind", message="InferencePool?"),
+            ],
+            "example.com/gateway does not serve route a as it is (InvalidKind: InferencePool?)",
+            id="a backend that it does not know",
+        ),
+        pytest.param(
+            [says("Accepted", "False", reason="UnsupportedValue", message="two pools")],
+            "example.com/gateway does not serve route a as it is (UnsupportedValue: two pools)",
+            id="not accepted",
+        ),
+        pytest.param(
+            [says("Accepted", "True"), says("PartiallyInvalid", "True", reason="UnsupportedValue")],
+            "example.com/gateway does not serve route a as it is (UnsupportedValue)",
+            id="some rules dropped",
+        ),
+        pytest.param([says("ResolvedRefs", "False", 2)], None, id="said of what it was before"),
+    ],
+)
+def test_a_gateway_s_refusal_is_read_from_the_route(
+    conditions: list[dict[str, Any]], reason: str | None
+) -> None:
+    assert why_refused(route(*conditions)) == reason
+
+
+def test_what_a_picker_has_chosen_takes_no_weights() -> None:
+    picked = {"group": "gateway.envoyproxy.io", "kind": "Backend", "name": "a-openai-picked"}
+    weighted = (service("a-predictor"), pool("a-v2"), {**picked, "name": "b-openai-picked"})
+    assert why_not_weighted(route(refs=weighted), ("a", "a-canary")) is None
+    reason = why_not_weighted(route(refs=(service("a-predictor"), picked)), ("a", "a-canary"))
+    assert reason is not None
+    assert reason.startswith("route a leads to Backend a-openai-picked, where a picker has chosen")
 
 
 @given(

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import pytest
 
+from model.canary.routes import canary_name
 from model.canary.state import ANNOTATION, Phase
 from tests.chart.api_server import KINDS, api_server
 from tests.chart.combinations import routing
-from tests.chart.helm import FULLNAME, NAMESPACE, RELEASE, Object, named, render
+from tests.chart.helm import CHART, FULLNAME, NAMESPACE, RELEASE, Object, named, of_kind, render
 
 VALUES: Final = {"routing": routing("istio")}
 OVER: Final = [phase for phase in Phase if phase.over]
@@ -94,3 +95,26 @@ def test_knative_s_percent_is_kept_likewise(phase: Phase | None, expected: int) 
     service = live("InferenceService", {"predictor": {"canaryTrafficPercent": 25}}, phase)
     predictor = named(upgraded(values, service), "InferenceService")["spec"]["predictor"]
     assert predictor["canaryTrafficPercent"] == expected
+
+
+def test_a_canary_s_release_has_the_pools_that_the_tool_looks_for() -> None:
+    values = {"routing": routing("istio", "pool")}
+    host = "canary.vision.example.com"
+    own = (
+        *("--values", str(CHART / "values-canary.yaml"), "--set", "routing.enabled=true"),
+        *("--set", f"routing.gateway.create=false,routing.gateway.name={FULLNAME}"),
+        *("--set", f"routing.hostnames={{{host}}}"),
+    )
+    canary = render(values, *own, release="photos-canary")
+    [service] = of_kind(canary, "InferenceService")
+    made = {pool["metadata"]["name"] for pool in of_kind(canary, "InferencePool")}
+    assert made == {
+        canary_name(pool["metadata"]["name"], FULLNAME, service["metadata"]["name"])
+        for pool in of_kind(render(values), "InferencePool")
+    }
+    assert len(made) == 3
+    # Its routes hang on the stable release's Gateway, and take nothing from that one's hosts.
+    assert not of_kind(canary, "Gateway")
+    for route in of_kind(canary, "HTTPRoute"):
+        assert route["spec"]["hostnames"] == [host]
+        assert {parent["name"] for parent in route["spec"]["parentRefs"]} == {FULLNAME}
