@@ -36,8 +36,6 @@ def test_every_object_is_named_labelled_and_in_its_namespace(values: Values) -> 
         metadata = one["metadata"]
         if metadata["name"].endswith("-extra"):
             continue
-        if one["kind"] == "Lease":
-            continue  # named by the picker
         # A Service's name is a DNS label; all are held to it, but what lies in a namespace that
         # releases share: there the release's own comes before a dot.
         name = metadata["name"].removeprefix(f"{NAMESPACE}.")

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 POOLS: Final = ("openai", "v2", "grpc")
 METRICS_PORT: Final = 9090
 PICKED: Final = "inference_objective_request_total"
-# The lease of a leader that was killed runs out first.
-LEADER_SECONDS: Final = 60.0
+READY_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Pickers:
     release: Release
 
     def pods(self, pool: str) -> list[Json]:
-        """Those of a pool, the leader and those that wait."""
+        """Those of a pool."""
         return self.release.cluster.pods(self.release.namespace, self._selector(pool))
 
     def names(self) -> set[str]:
@@ -35,25 +34,25 @@ class Pickers:
         return {pod["metadata"]["name"] for pool in POOLS for pod in self.pods(pool)}
 
     def num_picked(self, pool: str) -> float:
-        """Requests for which the leader of a pool has named a pod; 0 while there is none."""
-        return sum(_num_picked(pod) for pod in self._leaders(pool))
+        """Requests for which those of a pool that are ready have named a pod."""
+        return sum(_num_picked(pod) for pod in self.ready(pool))
 
     def wait_until_ready(self) -> None:
-        """Wait until each pool has its leader."""
+        """Wait until all are."""
         for pool in POOLS:
-            self.release.cluster.wait_for(
-                lambda pool=pool: self._leaders(pool),  # type: ignore[misc]
-                f"a picker of pool {pool} is ready",
-                seconds=LEADER_SECONDS,
+            deployment = f"{self.release.service_name}-{pool}-picker"
+            self.release.cluster.wait_for_deployment(
+                self.release.namespace, deployment, seconds=READY_SECONDS
             )
 
-    def crash(self) -> None:
-        """SIGKILL to all of them, at once."""
+    def crash(self, names: set[str]) -> None:
+        """SIGKILL to some, at once. They come back at once too; after a second one, after ten s."""
         crash = partial(self.release.cluster.crash, self.release.namespace)
         with ThreadPoolExecutor() as threads:
-            list(threads.map(crash, self.names()))
+            list(threads.map(crash, names))
 
-    def _leaders(self, pool: str) -> list[Json]:
+    def ready(self, pool: str) -> list[Json]:
+        """Those of a pool that are ready."""
         return self.release.cluster.ready_pods(self.release.namespace, self._selector(pool))
 
     def _selector(self, pool: str) -> str:

@@ -55,10 +55,10 @@ class Release:
         """The label of its pods."""
         return f"app=isvc.{self.deployment}"
 
-    def install(self, values: Json) -> None:
+    def install(self, values: Json, *options: str) -> None:
         """`helm install` with the CPU demo's values and these; return when all pods are ready."""
         demo = ("--values", str(CHART / "values-cpu-demo.yaml"))
-        self._apply("install", merged(QUICK, values), *demo)
+        self._apply("install", merged(QUICK, values), *demo, *options)
         self._wait_until_complete()
 
     def upgrade(self, values: Json) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.components.gateway import NAMESPACE as GATEWAY_NAMESPACE
 from tests.cluster.load import mixture
-from tests.cluster.pickers import Pickers
+from tests.cluster.pickers import POOLS, Pickers
 from tests.cluster.release import PICKED, Release, merged
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 RECORDS = {"events", "events.events.k8s.io"}
 SETTING = "QVL_ENGINE__MAX_SEQUENCES"
 GONE_SECONDS = 120.0
+# Helm waits for all of a release to be ready, and fails then.
+WAIT = "120s"
+NUM_PICKERS = 2
 
 
 class Objects(NamedTuple):
@@ -55,14 +58,14 @@ def release(cluster: Cluster, kserve: KServe, place: str, before: Objects) -> Re
     del before
     installed = Release(cluster, kserve, place)
     # Nobody asks while pods are replaced.
-    installed.install(merged(PICKED, {"shutdown": {"unreadySeconds": 1}}))
+    values = {"shutdown": {"unreadySeconds": 1}, "picker": {"replicas": NUM_PICKERS}}
+    installed.install(merged(PICKED, values), "--wait", "--timeout", WAIT)
     return installed
 
 
 @pytest.fixture(scope="module")
 def fronts(release: Release, gateway: GatewayController) -> tuple[Front, Front]:
     """Its Service, and its Gateway."""
-    Pickers(release).wait_until_ready()
     return release.front(), release.picked_front(gateway)
 
 
@@ -93,6 +96,14 @@ def setting(release: Release) -> str:
     [pod] = release.ready_pods()
     [container] = pod["spec"]["containers"]
     return str(next(one["value"] for one in container["env"] if one["name"] == SETTING))
+
+
+def test_helm_has_waited_for_all_of_it(release: Release) -> None:
+    history = json.loads(release.helm("history", release.name, "--output", "json"))
+    assert [one["status"] for one in history] == ["deployed"]
+    assert len(release.ready_pods()) == 1
+    pickers = Pickers(release)
+    assert [len(pickers.ready(pool)) for pool in POOLS] == [NUM_PICKERS] * len(POOLS)
 
 
 def test_a_picture_is_described_in_every_protocol_through_service_and_gateway(

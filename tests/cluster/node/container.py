@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -37,6 +38,8 @@ RETRY_SECONDS: Final = 1.0
 LEAST_TERM_SECONDS: Final = 2.0
 # How soon a grace period that is cut short is noticed.
 LOOK_SECONDS: Final = 0.2
+# Of a process that was killed.
+GONE_SECONDS: Final = 10.0
 
 
 def now() -> str:
@@ -115,8 +118,13 @@ class Container(threading.Thread):
         self._kill_at = min(self._kill_at, time.monotonic() + grace)
 
     def kill(self) -> None:
-        """SIGKILL to its first process, as a crash: it restarts by its policy."""
+        """SIGKILL to its first process, as a crash: it restarts by its policy.
+
+        Returns when it is gone. While the kernel takes its memory apart, a quarter of a second for
+        a large one, its connections are still open, and look well to those who use them.
+        """
         first = self._first_process()
+        ending = None if first is None else _watched(first)
         # unshare before it: of a child that got this signal it would report status 1.
         if self._process is not None:
             self._process.kill()
@@ -124,6 +132,9 @@ class Container(threading.Thread):
         if first is not None:
             with suppress(ProcessLookupError):
                 os.kill(first, signal.SIGKILL)
+        if ending is not None:
+            select.select([ending], [], [], GONE_SECONDS)
+            os.close(ending)
 
     def execute(self, command: Sequence[str], timeout: float) -> int:
         """Run a command inside; its exit status."""
@@ -341,6 +352,14 @@ class Container(threading.Thread):
             self.observed.state = waiting
             self._on_change()
         self._stopping.wait(seconds)
+
+
+def _watched(process: int) -> int | None:
+    """A file that can be read once a process has ended; None where it has already."""
+    try:
+        return os.pidfd_open(process)
+    except ProcessLookupError:
+        return None
 
 
 def _never_started() -> Json:

@@ -40,9 +40,3 @@ schedulingProfiles:
       {{- end }}
       - pluginRef: max-score-picker
 {{- end -}}
-
-{{/* The Lease by which the pickers of a pool elect their leader; the name is theirs to choose: [root, pool]. */}}
-{{- define "qwen3-vl.leaseName" -}}
-{{- $root := index . 0 -}}
-epp-{{ $root.Release.Namespace }}-{{ include "qwen3-vl.fullname" $root }}-{{ index . 1 }}.gateway-api-inference-extension.sigs.k8s.io
-{{- end -}}
