@@ -51,8 +51,8 @@ def main(arguments: Seq[str] | None = None) -> int:
     # once must be woken for every product. A few microseconds are as good as the better of both.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "300")
-    # Imports make a million objects that stay: to look through them again and again for garbage is a
-    # fifth of the start. `_load_and_collect` begins with it.
+    # Imports make a million objects that stay: to look through them again and again for garbage is
+    # a fifth of the start. `_load_and_collect` begins with it.
     gc.disable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
     # It would log the URL of every picture that is fetched, signature and all.

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 # While pods start, nothing is measured: looking often costs little.
 POLL_SECONDS: Final = 2.0
-# A run that was killed is taken over after so long, or after three of its evaluations.
-MIN_TTL_SECONDS: Final = 30.0
+# A run that was killed is taken over after so long, as a leader of Kubernetes' own is, or after
+# three of its evaluations.
+MIN_TTL_SECONDS: Final = 15.0
 # What stable did before the first step, for plans whose steps leave it nothing.
 MIN_BASELINE_SECONDS: Final = 60.0
 

@@ -55,6 +55,8 @@ def start_prometheus(folder: Path, targets: Mapping[str, Mapping[str, str]]) -> 
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={folder / 'series'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                # Targets that are written anew: by default it looks each five seconds.
+                "--scrape.discovery-reload-interval=500ms",
             ],
             stdout=log,
             stderr=subprocess.STDOUT,

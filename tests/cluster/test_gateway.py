@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 
 from tests.cluster.inference import described, inference_service
 from tests.cluster.load import running_load
@@ -14,6 +15,8 @@ from tests.cluster.node.images import Image
 from tests.cluster.senders import V2Requests
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.cluster.cluster import Cluster
     from tests.cluster.components.gateway import GatewayController
     from tests.cluster.components.kserve import KServe
@@ -74,14 +77,28 @@ def named_server(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_requests_are_shared_out_by_weight(
-    cluster: Cluster, gateway: GatewayController, namespace: str
-) -> None:
+@pytest.fixture(scope="module")
+def place(cluster: Cluster, gateway: GatewayController) -> Iterator[tuple[str, str]]:
+    """A namespace with a Gateway, and that one's address; pods of all tests here start at once."""
     cluster.add_image("example/named:1", Image(("python3", "-c", TELLS_ITS_NAME)))
-    cluster.apply([*named_server("stable"), *named_server("canary")], namespace=namespace)
+    with cluster.namespace("gateway") as namespace:
+        cluster.apply(
+            [
+                *named_server("stable"),
+                *named_server("canary"),
+                *(inference_service(name) for name in ("one", "two")),
+            ],
+            namespace=namespace,
+        )
+        yield namespace, gateway.create(namespace)
+
+
+def test_requests_are_shared_out_by_weight(
+    cluster: Cluster, gateway: GatewayController, place: tuple[str, str]
+) -> None:
+    namespace, address = place
     for name in ("stable", "canary"):
         cluster.wait_for_condition(f"/api/v1/namespaces/{namespace}/pods/{name}", "Ready")
-    address = gateway.create(namespace)
     for stable, canary in ((90, 10), (50, 50), (0, 100)):
         weights = {"stable": stable, "canary": canary}
         cluster.apply([route("shared", weights, 80)], namespace=namespace)
@@ -91,17 +108,17 @@ def test_requests_are_shared_out_by_weight(
         with httpx.Client(trust_env=False) as client:
             answers = Counter(client.get(f"http://{address}/").text for _ in range(NUM_REQUESTS))
         assert abs(answers["canary"] / NUM_REQUESTS - canary / 100) < 0.1, answers
+    cluster.kubectl("delete", "httproute", "shared", "--namespace", namespace)
 
 
 def test_a_picture_is_described_through_the_gateway_while_weights_shift(
     cluster: Cluster,
     kserve: KServe,
     gateway: GatewayController,
-    namespace: str,
+    place: tuple[str, str],
     sample_image: bytes,
 ) -> None:
-    cluster.apply([inference_service("one"), inference_service("two")], namespace=namespace)
-    address = gateway.create(namespace)
+    namespace, address = place
     for name in ("one", "two"):
         kserve.wait_until_ready(namespace, name)
     weights = {"one-predictor": 100, "two-predictor": 0}

@@ -13,6 +13,8 @@ from tests.cluster.inference import described, v2_request
 from tests.manifests.kustomize import FOLDERS, MANIFESTS, kustomized
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.cluster.cluster import Cluster
     from tests.cluster.components.kserve import KServe
 
@@ -43,19 +45,19 @@ def test_the_api_server_and_the_webhooks_take_them(
     )
 
 
-def test_the_base_becomes_ready_and_describes_a_picture(
-    cluster: Cluster, kserve: KServe, sample_image: bytes
-) -> None:
-    with cluster.namespace(name="qwen3-vl"):
+@pytest.fixture(scope="module")
+def based(cluster: Cluster, kserve: KServe) -> Iterator[str]:
+    """The base, applied; its pods start while other tests' do."""
+    del kserve
+    with cluster.namespace(name="qwen3-vl") as namespace:
         cluster.kubectl("apply", "-k", str(MANIFESTS / "base"))
-        kserve.wait_until_ready("qwen3-vl", "qwen3-vl")
-        service = cluster.api.get("/api/v1/namespaces/qwen3-vl/services/qwen3-vl-predictor")
-        assert described(f"http://{service['spec']['clusterIP']}", sample_image)
+        yield namespace
 
 
 def test_a_service_gives_its_format_and_gets_the_runtime(
-    cluster: Cluster, kserve: KServe, namespace: str, sample_image: bytes
+    cluster: Cluster, kserve: KServe, based: str, namespace: str, sample_image: bytes
 ) -> None:
+    assert based != namespace
     cluster.apply(movable("serving-runtime/namespaced"), namespace=namespace)
     cluster.apply([_volume(namespace), _CLAIM], namespace=namespace)
     [service] = kustomized("serving-runtime/example")
@@ -86,6 +88,14 @@ def test_a_service_gives_its_format_and_gets_the_runtime(
         cluster.kubectl("delete", "isvc", "photos", "--namespace", namespace)
         cluster.kubectl("delete", "pvc", "weights", "--namespace", namespace, "--wait=false")
         cluster.kubectl("delete", "pv", f"{namespace}-weights", "--wait=false")
+
+
+def test_the_base_becomes_ready_and_describes_a_picture(
+    cluster: Cluster, kserve: KServe, based: str, sample_image: bytes
+) -> None:
+    kserve.wait_until_ready(based, "qwen3-vl")
+    service = cluster.api.get(f"/api/v1/namespaces/{based}/services/qwen3-vl-predictor")
+    assert described(f"http://{service['spec']['clusterIP']}", sample_image)
 
 
 _CLAIM: Final = {

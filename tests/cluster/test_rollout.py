@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 PER_SECOND = 20.0
 STEADY_SECONDS = 3.0
-# Enough before and after a kill for a share of it to say something.
-AROUND_A_KILL_SECONDS = 12.0
+# Enough before and after a kill for a share of it to say something; the pod is back before the end.
+BEFORE_A_KILL_SECONDS = 6.0
+AFTER_A_KILL_SECONDS = 12.0
 MOVED_SECONDS = 2.0
 OTHERS_FAILED_RATIO = 0.005
 
@@ -92,14 +93,14 @@ def test_a_killed_pod_fails_what_it_answers_and_hardly_anything_else(
     # As clients usually are: a connection that is refused says that nothing was sent.
     senders = mixture(release.front(), sample_image, reconnects=True)
     with running_load(senders, per_second=PER_SECOND) as load, ThreadPoolExecutor(2) as threads:
-        time.sleep(AROUND_A_KILL_SECONDS)
+        time.sleep(BEFORE_A_KILL_SECONDS)
         streaming = [threads.submit(stream.send) for stream in streams]
         assert all(event.wait(60) for event in begun)
         asked = time.monotonic()
         cluster.crash(release.namespace, victim["metadata"]["name"])
         killed = time.monotonic()
         faults = [one.exception(30) for one in streaming]
-        time.sleep(AROUND_A_KILL_SECONDS)
+        time.sleep(AFTER_A_KILL_SECONDS)
     for stream in streams:
         stream.close()
     # It has come back itself, and nobody had to take its place.
@@ -108,6 +109,6 @@ def test_a_killed_pod_fails_what_it_answers_and_hardly_anything_else(
     assert isinstance(faults[1], grpc.RpcError), faults
     # What was open at the kill may have been the killed pod's: it has failed with it or not.
     others = load.without_open(asked, killed)
-    assert len(others.outcomes) >= PER_SECOND * AROUND_A_KILL_SECONDS
+    assert len(others.outcomes) >= PER_SECOND * (BEFORE_A_KILL_SECONDS + AFTER_A_KILL_SECONDS) * 0.9
     assert others.error_ratio <= OTHERS_FAILED_RATIO, load.summary()
     assert others.since(killed + MOVED_SECONDS).failures == [], load.summary()

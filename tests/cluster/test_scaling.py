@@ -6,7 +6,7 @@ Only the GPUs' figures are made up; Prometheus, adapter, KEDA, HPA controller an
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from tests.chart.helm import CHART
 from tests.cluster.components.prometheus import NAMESPACE as MONITORING
 from tests.cluster.inference import MODEL, v2_request
 from tests.cluster.machine.control_plane import HPA_SYNC_SECONDS
+from tests.cluster.release import merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,6 +62,30 @@ GPU_TARGET_PERCENT: Final = 30
 NUM_CLIENTS: Final = 12
 QUEUE_TARGET: Final = 2
 REJECTED: Final = 'envoy_http_downstream_rq_xx{envoy_response_code_class="5"}'
+# So that few clients make a queue.
+ONE_AT_A_TIME: Final = {"engine": {"max_sequences": 1}}
+# Of each release, by what scales it.
+VALUES: Final[dict[str, Json]] = {
+    "gpu": {
+        "autoscaling": {
+            "mode": "hpa",
+            "targets": {"gpuUtilizationPercent": GPU_TARGET_PERCENT},
+        },
+    },
+    "queue": {
+        "settings": ONE_AT_A_TIME,
+        "autoscaling": {"mode": "hpa", "targets": {"queuedSequences": QUEUE_TARGET}},
+    },
+    "keda": {
+        "settings": ONE_AT_A_TIME,
+        "autoscaling": {
+            "mode": "keda",
+            "minReplicas": 0,
+            "targets": {"queuedSequences": QUEUE_TARGET},
+            "keda": {"wakeQuery": REJECTED},
+        },
+    },
+}
 
 
 class Scaled:
@@ -71,14 +96,11 @@ class Scaled:
         self.wanted: list[int] = []  # without repetitions
         self._cluster = cluster
 
-    def install(self, mode: str, targets: Json, **more: Json) -> None:
-        """`helm install` with these of `autoscaling` and other values."""
-        autoscaling = QUICK["autoscaling"] | {"mode": mode} | more.pop("autoscaling", {})
-        autoscaling["targets"] = QUICK["autoscaling"]["targets"] | targets
-        values = QUICK | more | {"autoscaling": autoscaling}
+    def install(self, values: Json) -> None:
+        """`helm install`; return at once."""
         self._cluster.helm(
             *("install", "photos", str(CHART), "--namespace", self.namespace, "--values", "-"),
-            stdin=yaml.safe_dump(values),
+            stdin=yaml.safe_dump(merged(QUICK, values)),
         )
 
     @property
@@ -144,21 +166,27 @@ class Scaled:
         return wanted
 
 
-@pytest.fixture
-def scaled(
-    cluster: Cluster, kserve: KServe, prometheus: Prometheus, namespace: str
-) -> Iterator[Scaled]:
-    """A release to be installed; uninstalled when the test ends."""
+@pytest.fixture(scope="module")
+def releases(
+    cluster: Cluster, kserve: KServe, prometheus: Prometheus
+) -> Iterator[dict[str, Scaled]]:
+    """A release for each test, by what scales it: all are installed at once, and start together."""
     assert kserve.cluster is prometheus.cluster is cluster
-    yield Scaled(cluster, namespace)
-    # Not all of it lies in the namespace, and goes with it.
-    cluster.helm("uninstall", "photos", "--namespace", namespace, "--ignore-not-found")
+    with ExitStack() as stack:
+        made = {}
+        for name, values in VALUES.items():
+            made[name] = Scaled(cluster, stack.enter_context(cluster.namespace(name)))
+            made[name].install(values)
+        yield made
+        for one in made.values():
+            # Not all of it lies in the namespace, and goes with it.
+            cluster.helm("uninstall", "photos", "--namespace", one.namespace)
 
 
 def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
-    scaled: Scaled, adapter: Adapter, gpus: Gpus
+    releases: dict[str, Scaled], adapter: Adapter, gpus: Gpus
 ) -> None:
-    scaled.install("hpa", {"gpuUtilizationPercent": GPU_TARGET_PERCENT})
+    scaled = releases["gpu"]
     adapter.read_rules(scaled.rules)
 
     def busy() -> None:
@@ -177,8 +205,10 @@ def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
     assert scaled.has_gone_up_and_down_once(), scaled.wanted
 
 
-def test_a_queue_alone_does_it_too(scaled: Scaled, adapter: Adapter, sample_image: bytes) -> None:
-    scaled.install("hpa", {"queuedSequences": QUEUE_TARGET}, settings=ONE_AT_A_TIME)
+def test_a_queue_alone_does_it_too(
+    releases: dict[str, Scaled], adapter: Adapter, sample_image: bytes
+) -> None:
+    scaled = releases["queue"]
     adapter.read_rules(scaled.rules)
     scaled.wait_for(1)
     with flood(scaled.url, sample_image):
@@ -190,13 +220,10 @@ def test_a_queue_alone_does_it_too(scaled: Scaled, adapter: Adapter, sample_imag
 
 @pytest.mark.usefixtures("keda")
 def test_keda_wakes_a_pod_adds_two_and_takes_all_away(
-    scaled: Scaled, gateway_figures: Exporter, sample_image: bytes
+    releases: dict[str, Scaled], gateway_figures: Exporter, sample_image: bytes
 ) -> None:
+    scaled = releases["keda"]
     refused(gateway_figures, 0)
-    zero = {"minReplicas": 0, "keda": QUICK["autoscaling"]["keda"] | {"wakeQuery": REJECTED}}
-    scaled.install(
-        "keda", {"queuedSequences": QUEUE_TARGET}, settings=ONE_AT_A_TIME, autoscaling=zero
-    )
     scaled.wait_for(0)
     scaled.wanted.clear()
     # The gateway has nobody to send a request to.
@@ -209,33 +236,32 @@ def test_keda_wakes_a_pod_adds_two_and_takes_all_away(
     assert scaled.has_gone_up_and_down_once(), scaled.wanted
 
 
-# So that few clients make a queue.
-ONE_AT_A_TIME: Final = {"engine": {"max_sequences": 1}}
-
-
 @contextmanager
 def flood(url: str, picture: bytes) -> Iterator[None]:
     """More clients than are answered at once, each asking again when it is answered."""
     stopped = threading.Event()
     body = v2_request(picture, max_tokens=32)
+    # A connection each, so that new pods get their share.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    client = httpx.Client(base_url=url, timeout=60, trust_env=False, limits=limits)
 
     def ask() -> None:
         while not stopped.is_set():
-            # A connection each, so that new pods get their share.
             try:
-                httpx.post(f"{url}/v2/models/{MODEL}/infer", json=body, timeout=60, trust_env=False)
+                client.post(f"/v2/models/{MODEL}/infer", json=body)
             except httpx.HTTPError:
                 stopped.wait(1)
 
     clients = [threading.Thread(target=ask) for _ in range(NUM_CLIENTS)]
-    for client in clients:
-        client.start()
+    for one in clients:
+        one.start()
     try:
         yield
     finally:
         stopped.set()
-        for client in clients:
-            client.join()
+        for one in clients:
+            one.join()
+        client.close()
 
 
 def refused(exporter: Exporter, num_requests: int) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from tests.cluster.cluster import condition
 from tests.cluster.components.crds import apply_crds, crds_of
+from tests.cluster.node.api import STRATEGIC
 from tests.cluster.tools.cache import program, sources
 from tests.cluster.tools.pins import ENVOY_GATEWAY
 
@@ -29,12 +30,14 @@ TEMPLATE_VALUES: Final = {
     "GatewayImagePullPolicy": "IfNotPresent",
 }
 VALUES: Final = {
+    # The first pod comes with quicker probes.
+    "deployment": {"replicas": 0},
     "config": {
         "envoyGateway": {
             # The endpoint picker is plugged in by these two.
             "extensionApis": {"enableBackend": True, "enableEnvoyPatchPolicy": True},
         }
-    }
+    },
 }
 START_SECONDS: Final = 180.0
 PROGRAMMED_SECONDS: Final = 120.0
@@ -138,11 +141,16 @@ def install_gateway(cluster: Cluster) -> GatewayController:
         defaults.write_text(template.safe_substitute(TEMPLATE_VALUES))
         ours.write_text(yaml.safe_dump(VALUES))
         cluster.helm(
-            *("install", "envoy-gateway", str(chart), "--skip-crds", "--wait"),
+            *("install", "envoy-gateway", str(chart), "--skip-crds"),
             *("--namespace", NAMESPACE, "--create-namespace"),
             *("--values", str(defaults), "--values", str(ours)),
             *("--timeout", f"{START_SECONDS:.0f}s"),
         )
+    probe = {"initialDelaySeconds": 0, "periodSeconds": 1}
+    pod = {"spec": {"containers": [{"name": "envoy-gateway", "readinessProbe": probe}]}}
+    deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/envoy-gateway"
+    cluster.api.patch(deployment, {"spec": {"replicas": 1, "template": pod}}, STRATEGIC)
+    cluster.wait_for_deployment(NAMESPACE, "envoy-gateway", seconds=START_SECONDS)
     cluster.apply([_proxy(), _gateway_class()])
     cluster.wait_for_condition(f"{_GROUP}/gatewayclasses/{CLASS}", "Accepted")
     return GatewayController(cluster)

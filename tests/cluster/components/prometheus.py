@@ -309,6 +309,8 @@ def _deployment(data: str) -> Json:
             f"--storage.tsdb.path={DATA_FOLDER}",
             f"--web.listen-address=:{PORT}",
             "--web.enable-lifecycle",
+            # Pods that come and go: by default it looks for them each five seconds.
+            "--scrape.discovery-reload-interval=500ms",
         ],
         "ports": [{"name": "web", "containerPort": PORT}],
         "volumeMounts": [files, {"name": "data", "mountPath": DATA_FOLDER}],
