@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ T = TypeVar("T")
 COMPONENT: Final = "kubectl-qwen3vl"
 TIMEOUT: Final = httpx.Timeout(30.0, connect=5.0)
 MAX_ATTEMPTS: Final = 8
+# Of what the API server asks for by Retry-After.
+MAX_WAIT_SECONDS: Final = 5.0
 POD_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -63,10 +66,17 @@ class Cluster:
     """One namespace of a cluster. Every method raises ClusterError.
 
     open_client: gives a client for what is below a path of the API server
+    wait: passes so many seconds, where the API server asks to be asked later
     """
 
-    def __init__(self, open_client: Callable[[str], httpx.Client], namespace: str) -> None:
+    def __init__(
+        self,
+        open_client: Callable[[str], httpx.Client],
+        namespace: str,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._open_client = open_client
+        self._wait = wait
         self._client = open_client("")
         self.namespace = namespace
 
@@ -173,7 +183,7 @@ class Cluster:
         if dry_run:
             parameters["dryRun"] = "All"
         try:
-            response = self._client.request(method, path, json=body, params=parameters)
+            response = self._ask(method, path, body, parameters)
         except httpx.HTTPError as e:
             raise Unreachable(
                 f"the API server at {self._client.base_url} does not answer: "
@@ -182,6 +192,18 @@ class Cluster:
         if response.is_success:
             return dict(response.json())
         raise _error(response, f"{method} {kind.plural}{f'/{name}' if name else ''}")
+
+    def _ask(
+        self, method: str, path: str, body: Object | None, parameters: dict[str, str]
+    ) -> httpx.Response:
+        """Its answer; asked again where it has too much to do, or has not begun with a kind yet."""
+        for _ in range(MAX_ATTEMPTS - 1):
+            response = self._client.request(method, path, json=body, params=parameters)
+            seconds = response.headers.get("retry-after", "")
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS or not seconds.isdecimal():
+                return response
+            self._wait(min(float(seconds), MAX_WAIT_SECONDS))
+        return self._client.request(method, path, json=body, params=parameters)
 
 
 def retry(attempt: Callable[[], T]) -> T:
