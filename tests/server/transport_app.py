@@ -9,7 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from model.serving.body import piece_writer
+from starlette.requests import Request
+
+from model.errors import ServingError
+from model.serving.body import piece_writer, read_body
 from model.serving.transport.limits import ConnectionLimits
 from model.serving.transport.server import HttpServer
 
@@ -25,6 +28,9 @@ LIMITS = ConnectionLimits(
     max_streams=64,
 )
 ROUTES = {"/": "scope_", "/break": "break_"}
+BOUND_BYTES = 2 << 20
+# The transport says once a second how far a body is.
+PAUSE_SECONDS = 1.2
 PIECE = bytes(range(256)) * 256
 
 
@@ -32,7 +38,9 @@ class App:
     """Routes by path; remembers what it saw.
 
     /echo: the body; /length: how long it was, and in how many pieces
-    /refuse: an answer before the body is read; /pieces: 20 pieces of 64 KiB
+    /deaf: reads nothing of its body, and ends when `hears` is set
+    /refuse: an answer before the body is read; /bounded: a 413 over BOUND_BYTES, else how long
+    /pieces: 20 pieces of 64 KiB
     /endless: the same until the client is gone; /wait: nothing until the client is gone
     /offers: pieces past the app's layers, until one has to wait for the client
     /break: fails in the middle; /fail: fails at once; /scope: what the app was told
@@ -43,6 +51,7 @@ class App:
         self.num_running = 0
         self.gone = asyncio.Event()
         self.began = asyncio.Event()
+        self.hears = asyncio.Event()
         self.scope: dict[str, Any] = {}
         self.exchange: weakref.ref[Any] | None = None
         self.num_offered = 0
@@ -89,6 +98,18 @@ class App:
 
     async def refuse(self, receive: Any, send: Any) -> None:
         await self._answer(send, b"no", status=413)
+
+    async def bounded(self, receive: Any, send: Any) -> None:
+        try:
+            body = await read_body(Request(self.scope, receive), BOUND_BYTES, PAUSE_SECONDS)
+        except ServingError as e:
+            await self._answer(send, str(e).encode(), status=e.status)
+        else:
+            await self._answer(send, b"%d" % len(body))
+
+    async def deaf(self, receive: Any, send: Any) -> None:
+        await self.hears.wait()
+        await self._answer(send, b"heard nothing")
 
     async def farewell(self, receive: Any, send: Any) -> None:
         await self._start(send, (b"connection", b"close"), (b"content-length", b"0"))

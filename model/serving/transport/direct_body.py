@@ -29,10 +29,15 @@ class DirectBody:
         """Whether all of it has come."""
         return self.num_received == self._length
 
+    @property
+    def num_left(self) -> int:
+        """How many bytes are still to come."""
+        return self._length - self.num_received
+
     def space(self) -> memoryview:
         """Where the next bytes go, never beyond the end."""
         if self._scratch is not None:
-            return self._scratch[: self._length - self.num_received]
+            return self._scratch[: self.num_left]
         return self.body[self.num_received :]
 
     def advance(self, num_bytes: int) -> None:

@@ -32,26 +32,27 @@ from hyperframe.frame import GoAwayFrame
 
 from model.serving.transport.allowance import Allowance
 from model.serving.transport.exchange import make_scope
-from model.serving.transport.http2_frames import FrameLengths
-from model.serving.transport.http2_stream import Http2Exchange
+from model.serving.transport.http2_frames import FrameReader, Refused
+from model.serving.transport.http2_stream import STREAM_WINDOW_BYTES, Http2Exchange
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from starlette.types import Scope
 
+    from model.serving.transport.direct_body import DirectBody
     from model.serving.transport.exchange import Headers
     from model.serving.transport.limits import ConnectionLimits
     from model.serving.transport.server import HttpServer
 
-# What a client may send ahead of the app, on one stream and on all of a connection.
-STREAM_WINDOW_BYTES: Final = 1 << 20
+# What a client may send ahead of the app on all streams of a connection.
 CONNECTION_WINDOW_BYTES: Final = 8 << 20
 DEFAULT_WINDOW_BYTES: Final = 65_535
-# Every frame costs the same: clients that can send larger ones than the usual 16 KiB may.
-FRAME_BYTES: Final = 128 * 1024
+# Every frame costs the same: clients that can send larger ones than the usual 16 KiB may. Much
+# larger ones would hold up a client's other streams on a slow line.
+FRAME_BYTES: Final = 512 * 1024
 # Made for the client and not yet written; more is written without waiting for the turn's end.
 GATHERED_BYTES: Final = 64 * 1024
-# Between two looks at the allowances: h2 takes whatever frames it is given.
-SLICE_BYTES: Final = 16 * 1024
 # Our encoder forgets what does not fit; a client may not make it remember more.
 MAX_ENCODER_TABLE_BYTES: Final = 4096
 # Streams that a client gives up: a gateway whose own clients all leave at once is still served.
@@ -60,6 +61,8 @@ RESETS_PER_SECOND: Final = 50.0
 IDLE_FRAME_BURST: Final = 1000.0
 IDLE_FRAMES_PER_SECOND: Final = 50.0
 IDLE_FRAMES_PER_ANSWERS: Final = 3.0
+# Until h2 hears of bytes that are received in their place, and may credit them.
+TELL_SECONDS: Final = 0.01
 # Between the last answer and the end of a connection whose client has been told to go.
 LINGER_SECONDS: Final = 0.5
 
@@ -71,13 +74,14 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._server = server
         self._limits = server.limits
         self._h2 = _state_machine(server.limits)
-        self._lengths = FrameLengths(FRAME_BYTES)
+        self._reader = FrameReader(self._h2, server.buffer, FRAME_BYTES, self._body_of)
         self._streams: dict[int, Http2Exchange] = {}
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._flushing = False
+        self._telling = False
         self._num_gathered = 0
         # The last stream that is answered, once the client has been told to go.
         self._last_stream_id: int | None = None
@@ -97,25 +101,14 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._arm()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The buffer that all connections share."""
-        return self._server.buffer
+        """Where the next bytes go: the buffer that all connections share, or a body's own."""
+        return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what has come, a slice at a time."""
-        try:
-            for start in range(0, nbytes, SLICE_BYTES):
-                piece = self._server.buffer[start : min(nbytes, start + SLICE_BYTES)]
-                if not self._lengths.allow(piece):
-                    raise Refused(ErrorCodes.FRAME_SIZE_ERROR)
-                for event in self._h2.receive_data(piece):
-                    self._handle(event)
-        except ProtocolError:
-            # h2 has prepared the GOAWAY that says why.
-            self._give_up()
-        except Refused as refused:
-            self._write_goaway(self._h2.highest_inbound_stream_id, refused.code)
-            self._give_up()
-        self.flush_soon()
+        """Take what has come, a frame at a time."""
+        self._take(self._reader.received(nbytes))
+        if self._reader.has_untold:
+            self._tell_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell all streams."""
@@ -198,6 +191,31 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     # Inside
 
+    def _take(self, events: Iterator[Event]) -> None:
+        try:
+            for event in events:
+                self._handle(event)
+        except ProtocolError:
+            # h2 has prepared the GOAWAY that says why.
+            self._give_up()
+        except Refused as refused:
+            self._write_goaway(self._h2.highest_inbound_stream_id, refused.code)
+            self._give_up()
+        self.flush_soon()
+
+    def _tell_later(self) -> None:
+        """A large body's bytes have come: h2 need not hear of each read."""
+        if not self._telling:
+            self._telling = True
+            self._server.loop.call_later(TELL_SECONDS, self._tell)
+        if stream := self._streams.get(self._reader.stream_id):
+            stream.tell_if_slow()
+
+    def _tell(self) -> None:
+        self._telling = False
+        if not self._transport.is_closing():
+            self._take(self._reader.tell())
+
     def _handle(self, event: Event) -> None:
         match event:
             case RequestReceived():
@@ -242,7 +260,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._h2.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         self._disarm()
-        stream = Http2Exchange(self, stream_id, scope, self._limits.send_idle_seconds)
+        stream = Http2Exchange(self, stream_id, scope, self._limits)
         self._streams[stream_id] = stream
         self._server.spawn(stream)
 
@@ -267,6 +285,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             server=self._transport.get_extra_info("sockname")[:2],
         )
 
+    def _body_of(self, stream_id: int) -> DirectBody | None:
+        stream = self._streams.get(stream_id)
+        return None if stream is None else stream.direct
+
     def _receive(self, event: DataReceived) -> None:
         data, size = event.data or b"", event.flow_controlled_length or 0
         assert event.stream_id is not None
@@ -276,10 +298,11 @@ class Http2Connection(asyncio.BufferedProtocol):
         if stream is None:
             self._h2.acknowledge_received_data(size, event.stream_id)
             return
-        # Padding is nobody's to take.
-        self._h2.acknowledge_received_data(size - len(data), event.stream_id)
+        if size > len(data):
+            # Padding is nobody's to take.
+            self._h2.acknowledge_received_data(size - len(data), event.stream_id)
         if data:
-            stream.feed(data)
+            stream.take(data)
 
     def _open_windows(self, stream_id: int | None) -> None:
         """Wake who waits for the stream's window; for the connection's, everybody."""
@@ -319,7 +342,10 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _give_up(self) -> None:
         """Serve a client no more that does not keep to the protocol."""
+        self._flush()
         self._leave_streams()
+        # Behind GOAWAY nothing is credited any more.
+        self._h2.clear_outbound_data_buffer()
         self._end()
 
     def _leave_streams(self) -> None:
@@ -354,14 +380,6 @@ class Http2Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class Refused(Exception):
-    """A client has used up an allowance, or sends a frame that is too long."""
-
-    def __init__(self, code: ErrorCodes) -> None:
-        super().__init__(code.name)
-        self.code = code
 
 
 def _state_machine(limits: ConnectionLimits) -> H2Connection:

@@ -7,16 +7,22 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from h2.errors import ErrorCodes
+from h2.windows import LARGEST_FLOW_CONTROL_WINDOW
 
+from model.serving.transport.direct_body import DirectBody
 from model.serving.transport.exchange import Exchange
-from model.serving.transport.http1_exchange import http_date
+from model.serving.transport.http1_exchange import DIRECT_BYTES, http_date
+from model.serving.transport.http2_frames import Payload
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
     from model.serving.transport.exchange import Head
     from model.serving.transport.http2 import Http2Connection
+    from model.serving.transport.limits import ConnectionLimits
 
+# What a client may send of a body ahead of the app.
+STREAM_WINDOW_BYTES: Final = 1 << 20
 # Of HTTP/1.1's connection, which HTTP/2 has none of (RFC 9113, 8.2.2).
 CONNECTION_HEADERS: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -28,10 +34,11 @@ class Http2Exchange(Exchange):
 
     window_opened: set when the stream may send more
     closes_connection: the app wants no more requests from here
+    direct: the body, where its length is known and not small, until it is whole
     """
 
     def __init__(
-        self, connection: Http2Connection, stream_id: int, scope: Scope, send_idle_seconds: float
+        self, connection: Http2Connection, stream_id: int, scope: Scope, limits: ConnectionLimits
     ) -> None:
         super().__init__(scope)
         self.stream_id = stream_id
@@ -39,9 +46,38 @@ class Http2Exchange(Exchange):
         self.closes_connection = False
         self._connection = connection
         self._h2 = connection.h2
-        self._send_idle_seconds = send_idle_seconds
-        expect = dict(scope["headers"]).get(b"expect", b"")
-        self._expects_continue = expect.lower() == b"100-continue"
+        self._send_idle_seconds = limits.send_idle_seconds
+        headers = dict(scope["headers"])
+        self._expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        self._num_uncredited = 0
+        self._body_wanted = False
+        self.direct: DirectBody | None = None
+        self._length = int(headers.get(b"content-length", b"0"))
+        if DIRECT_BYTES < self._length <= limits.max_body_bytes:
+            self.direct = DirectBody(self._length)
+
+    def take(self, data: bytes) -> None:
+        """The next piece of the body, or how long one is that has been received in its place."""
+        self._num_uncredited += len(data)
+        if self.direct is None:
+            self.feed(data.gathered if isinstance(data, Payload) else data)
+            return
+        if not isinstance(data, Payload):
+            self.direct.add(data)
+        if self._body_wanted:
+            self._credit(self._num_uncredited)
+
+    def tell_if_slow(self) -> None:
+        """Say at times how far a body is of which nothing is handed out yet."""
+        if self.direct is not None and self.direct.tells_progress():
+            self.tell_progress(self.direct.num_received)
+
+    def end_body(self) -> None:
+        """There is no more body; what was received where it stays is handed out."""
+        if self.direct is not None:
+            self._pieces.append(self.direct.body[: self.direct.num_received])
+            self.direct = None
+        super().end_body()
 
     def disconnect(self) -> None:
         """The client is gone, and with it who would read and credit the rest."""
@@ -92,17 +128,33 @@ class Http2Exchange(Exchange):
             self._expects_continue = False
             self._h2.send_headers(self.stream_id, [(b":status", b"100")])
             self._connection.flush_soon()
+        if self.direct is not None and not self._body_wanted:
+            self._body_wanted = True
+            self._credit(self._num_uncredited)
+            self._open_to_the_end()
+
+    def _open_to_the_end(self) -> None:
+        """The app waits for a body that has its place: its client need not ask on the way."""
+        window = min(self._length, LARGEST_FLOW_CONTROL_WINDOW)
+        if window > STREAM_WINDOW_BYTES:
+            self._h2.increment_flow_control_window(window - STREAM_WINDOW_BYTES, self.stream_id)
+            self._connection.flush_soon()
 
     def _taken(self, num_bytes: int) -> None:
-        self._h2.acknowledge_received_data(num_bytes, self.stream_id)
-        self._connection.flush_soon()
+        # What went to its place was credited while it came, if the app was waiting.
+        self._credit(min(num_bytes, self._num_uncredited))
+
+    def _credit(self, num_bytes: int) -> None:
+        if num_bytes:
+            self._num_uncredited -= num_bytes
+            self._h2.acknowledge_received_data(num_bytes, self.stream_id)
+            self._connection.flush_soon()
 
     def _credit_unread(self) -> None:
         """Give the connection back what nobody will read: other streams share its window."""
-        if self.num_unread:
-            self._taken(self.num_unread)
-            self._pieces.clear()
-            self.num_unread = 0
+        self._credit(self._num_uncredited)
+        self._pieces.clear()
+        self.direct = None
 
     def _ended(self) -> None:
         self._credit_unread()
