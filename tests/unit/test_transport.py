@@ -8,7 +8,7 @@ import pytest
 
 from model.serving.loop_lag import INTERVAL_SECONDS, LoopLag
 from model.serving.transport.allowance import Allowance
-from model.serving.transport.direct_body import DirectBody
+from model.serving.transport.direct_body import FIRST_BYTES, DirectBody
 from model.serving.transport.exchange import Exchange, Head, WrongAnswer, make_scope
 
 
@@ -41,6 +41,21 @@ def test_a_direct_body_is_filled_and_ends_at_its_length() -> None:
     body.space()[:] = b"hij"
     body.advance(3)
     assert (bytes(body.body), body.complete) == (b"abcdefghij", True)
+
+
+@pytest.mark.parametrize("num_bytes", [1, FIRST_BYTES - 1, FIRST_BYTES, FIRST_BYTES + 1])
+def test_a_long_body_s_memory_is_taken_when_more_than_its_beginning_comes(num_bytes: int) -> None:
+    length = 8 << 20
+    beginning, rest = b"a" * num_bytes, b"b" * (length - num_bytes)
+    body = DirectBody(length)
+    body.add(beginning)
+    assert len(body.body) == (FIRST_BYTES if num_bytes <= FIRST_BYTES else length)
+    while not body.complete:
+        space = body.space()
+        space[:], rest = rest[: len(space)], rest[len(space) :]
+        body.advance(len(space))
+    assert bytes(body.body) == beginning + b"b" * (length - num_bytes)
+    assert len(body.space()) == 0
 
 
 def test_a_dropped_body_keeps_nothing_and_still_ends() -> None:

@@ -271,7 +271,7 @@ class Http1Connection(asyncio.BufferedProtocol):
             return
         direct = self._incoming.direct
         assert direct is not None
-        direct.add(rest[: len(direct.space())])
+        direct.add(rest[: direct.num_left])
         if direct.complete:
             self.on_message_complete()
         else:
