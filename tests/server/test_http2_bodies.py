@@ -10,6 +10,7 @@ import pytest
 from h2.errors import ErrorCodes
 from hyperframe.frame import DataFrame
 
+from model.serving.transport import http2_frames
 from model.serving.transport.http2 import CONNECTION_WINDOW_BYTES
 from model.serving.transport.http2_stream import STREAM_WINDOW_BYTES
 from tests.server.http2_client import Http2Client
@@ -380,3 +381,36 @@ async def test_an_absent_client_is_waited_for_as_long_as_a_pause_may_be(announce
         await client.wire.send(sent_frames(client, stream, bytes(NUM_BYTES))[:-50_000])
         assert b"the limit is 1.2 s" in await client.answer(stream)
         assert client.headers[stream][":status"] == "408"
+
+
+# Turns of the event loop
+
+
+@PLACES
+async def test_a_client_of_tiny_frames_holds_up_no_other(
+    announced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http2_frames, "TURN_SECONDS", -1.0)  # each step is a turn
+    async with served() as one:
+        client, other = await raw(one), await raw(one)
+        stream = await opened(client, "/echo", NUM_BYTES if announced else None)
+        body = pattern(NUM_BYTES)
+        for start in range(0, NUM_BYTES, 50):
+            client.h2.send_data(stream, body[start : start + 50])
+        client.h2.end_stream(stream)
+        await client.flush()
+        assert await other.answer(await other.request("/")) == b"hello"
+        assert one.app.num_running == 1, "thousands of turns are still to come"
+        assert await client.answer(stream) == body
+
+
+async def test_a_client_that_goes_between_two_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2_frames, "TURN_SECONDS", -1.0)
+    async with served() as one:
+        client = await raw(one)
+        stream = await opened(client, "/wait")
+        for _ in range(2000):
+            client.h2.send_data(stream, b"abc")
+        await client.flush()
+        client.wire.reset()
+        await asyncio.wait_for(one.app.gone.wait(), 5)

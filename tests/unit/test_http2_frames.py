@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from functools import partial
+from itertools import chain, count, repeat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,7 @@ from model.serving.transport.http2_frames import (
     HEAD,
     KEPT_BYTES,
     PREFACE_BYTES,
+    TURN_SECONDS,
     FrameReader,
     Payload,
     Refused,
@@ -74,15 +76,22 @@ def as_h2_reads(data: bytes) -> Heard | tuple[type[ProtocolError], ErrorCodes]:
 
 
 class Reading:
-    """A FrameReader whose bytes come in pieces; `direct`: streams whose body has its place."""
+    """A FrameReader whose bytes come in pieces.
 
-    def __init__(self, direct: Iterable[int] = (), length: int = 200_000) -> None:
+    direct: streams whose body has its place, of this length
+    step_seconds: between two looks at the clock
+    """
+
+    def __init__(
+        self, direct: Iterable[int] = (), length: int = 200_000, step_seconds: float = 0
+    ) -> None:
         self.h2 = state_machine()
+        self.shared = memoryview(bytearray(SHARED_BYTES))
         self.bodies = {stream_id: DirectBody(length) for stream_id in direct}
-        self.reader = FrameReader(
-            self.h2, memoryview(bytearray(SHARED_BYTES)), LIMIT, self.bodies.get
-        )
+        clock = partial(next, count(0, step_seconds))
+        self.reader = FrameReader(self.h2, self.shared, LIMIT, self.bodies.get, clock)
         self.heard = Heard()
+        self.num_turns = 0
 
     def feed(self, data: bytes, sizes: Iterable[int] = ()) -> None:
         """Give it pieces of these sizes, then the rest; none is longer than its buffer."""
@@ -94,8 +103,12 @@ class Reading:
             size = min(len(buffer), len(rest), size)
             buffer[:size], rest = rest[:size], rest[size:]
             self.take(self.reader.received(size))
+            self.shared[:] = bytes(SHARED_BYTES)  # others use it too
+            while self.reader.has_rest:
+                self.take(self.reader.go_on())
 
     def take(self, events: Iterable[Event]) -> None:
+        self.num_turns += 1
         for event in events:
             self.heard.take(event)
             match event:
@@ -167,18 +180,20 @@ def serialized(encoder: Encoder, number: int, frame: tuple[int, int, int | None,
     st.lists(st.sampled_from((1, 2, 9, 10, 700, 50_000)), max_size=40),
     st.sets(st.sampled_from(STREAMS)),
     st.sampled_from((None, 10, 3000, 40_000, 43_010)),
+    st.sampled_from((0, TURN_SECONDS / 3, 1)),
 )
 def test_any_frames_in_any_pieces_are_what_h2_reads_of_them(
     frames: list[tuple[int, int, int | None, str]],
     sizes: list[int],
     direct: set[int],
     length: int | None,
+    step_seconds: float,
 ) -> None:
     encoder = Encoder()
     fields = () if length is None else (("content-length", str(length)),)
     wire = PREFACE + b"".join(head(encoder, stream_id, *fields) for stream_id in STREAMS)
     wire += b"".join(serialized(encoder, i, frame) for i, frame in enumerate(frames))
-    reading = Reading(direct, length) if length else Reading()
+    reading = Reading(direct if length else (), length or 0, step_seconds)
     result: object
     try:
         reading.feed(wire, sizes)
@@ -259,6 +274,24 @@ def test_what_comes_of_a_frame_is_a_piece() -> None:
     assert reading.heard.bodies[1] == pattern(3000, 0)[:1000]
     reading.feed(wire[1009:])
     assert (reading.heard.bodies[1], reading.heard.ended) == (pattern(3000, 0), [1])
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "num_turns"),
+    [
+        pytest.param(0, 1, id="in no time all in one turn"),
+        pytest.param(TURN_SECONDS / 10.5, 37, id="after its time a turn ends"),
+        pytest.param(1, 400, id="a turn is one step at least"),
+    ],
+)
+def test_many_frames_are_read_in_many_turns(step_seconds: float, num_turns: int) -> None:
+    """A step is a head or what follows it: 200 pings have 400."""
+    reading = Reading(step_seconds=step_seconds)
+    reading.feed(PREFACE)
+    num_before = reading.num_turns
+    reading.feed(PingFrame(0, bytes(8)).serialize() * 200)
+    assert reading.num_turns - num_before == num_turns
+    assert reading.h2.data_to_send().count(b"\x00\x00\x08\x06\x01") == 200
 
 
 def block(*lengths: int) -> list[bytes]:

@@ -107,6 +107,9 @@ class Http2Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has come, a frame at a time."""
         self._take(self._reader.received(nbytes))
+        if self._reader.has_rest and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._server.loop.call_soon(self._go_on)
         if self._reader.has_untold:
             self._tell_later()
 
@@ -202,6 +205,18 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._write_goaway(self._h2.highest_inbound_stream_id, refused.code)
             self._give_up()
         self.flush_soon()
+
+    def _go_on(self) -> None:
+        """Take more of what has come, after others have had their turn."""
+        if self._transport.is_closing():
+            return
+        self._take(self._reader.go_on())
+        if self._transport.is_closing():
+            return
+        if self._reader.has_rest:
+            self._server.loop.call_soon(self._go_on)
+        else:
+            self._transport.resume_reading()
 
     def _tell_later(self) -> None:
         """A large body's bytes have come: h2 need not hear of each read."""

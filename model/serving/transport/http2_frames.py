@@ -9,7 +9,7 @@ length is known to be allowed: of 16 MiB it would gather all to refuse them.
 from __future__ import annotations
 
 import struct
-from collections import deque
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from h2.errors import ErrorCodes
@@ -39,6 +39,8 @@ IN_PLACE_BYTES: Final = 32 * 1024
 KEPT_BYTES: Final = 128 * 1024
 # Received in its place before h2 is told.
 UNTOLD_BYTES: Final = 2 << 20
+# Tens of thousands of frames fit into one read: for so long at most they hold up others.
+TURN_SECONDS: Final = 0.0005
 
 
 class Refused(Exception):
@@ -75,6 +77,7 @@ class FrameReader:
     shared: a buffer for whatever has no place yet; done with when `received` has been iterated
     limit: the longest frame of data, bytes
     body_of: where a stream's body is received; None for one that is gathered
+    clock: seconds, of the time that a turn takes
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class FrameReader:
         shared: memoryview,
         limit: int,
         body_of: Callable[[int], DirectBody | None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._h2 = h2
         self._frames = _Frames()
@@ -90,6 +94,8 @@ class FrameReader:
         self._shared = shared
         self._limit = limit
         self._body_of = body_of
+        self._clock = clock
+        self._rest = memoryview(b"")
         self._head = bytearray()
         self._in_block = False
         self._num_kept = 0
@@ -127,14 +133,25 @@ class FrameReader:
     def received(self, num_bytes: int) -> Iterator[Event]:
         """What h2 makes of the bytes in `buffer`; the data of a DataReceived may be a Payload.
 
-        Raises Refused, and h2's ProtocolError.
+        Not to be called while `has_rest`. Raises Refused, and h2's ProtocolError.
         """
+        assert not self._rest
         if self._place is None:
             yield from self._read(self._shared[:num_bytes])
             return
         self._place.advance(num_bytes)
         self._place = None
         yield from self._count(num_bytes)
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether the time was up before all that was received has been read: see `go_on`."""
+        return len(self._rest) > 0
+
+    def go_on(self) -> Iterator[Event]:
+        """As `received`, of the rest."""
+        rest, self._rest = self._rest, memoryview(b"")
+        yield from self._read(rest)
 
     def tell(self) -> Iterator[Event]:
         """Let h2 know of what it has not been told; raises ProtocolError."""
@@ -143,45 +160,52 @@ class FrameReader:
     # Inside
 
     def _read(self, data: memoryview) -> Iterator[Event]:
-        while data:
+        until = self._clock() + TURN_SECONDS
+        while data and not self._rest:
             if self._num_left:
                 size = self._num_left
                 yield from self._keep(data[:size])
             elif self._num_to_pass:
                 size = self._num_to_pass
-                self._num_to_pass -= min(size, len(data))
-                yield from self._h2.receive_data(data[:size])
+                yield from self._pass(data[:size])
             else:
                 size = HEAD.size - len(self._head)
                 self._head += data[:size]
                 if len(self._head) == HEAD.size:
-                    yield from self._begin(bytes(self._head))
+                    yield from self._begin()
             data = data[size:]
+            if self._clock() > until:
+                self._rest = memoryview(bytes(data))
         if self._pieces:
             yield from self._tell()
 
-    def _begin(self, head: bytes) -> Iterator[Event]:
+    def _begin(self) -> list[Event]:
         """A frame's head has come."""
-        self._head.clear()
         self._head_alone = False
-        frame = _Head.of(head)
+        frame = _Head.of(self._head)
         if frame.length > self._limit:
             raise Refused(ErrorCodes.FRAME_SIZE_ERROR)
         # In a block of headers, on no stream, padded or empty, it is for h2 to judge.
         plain = frame.stream_id and not frame.flags & PADDED and not self._in_block
         if frame.type == DataFrame.type and frame.length and plain:
-            if frame.stream_id != self._data.stream_id:
-                yield from self._tell()
+            self._head.clear()
+            told = self._tell() if frame.stream_id != self._data.stream_id else []
             self._data, self._num_left = frame, frame.length
-            return
-        yield from self._tell()
+            return told
         self._num_kept = frame.length + (self._num_kept if self._in_block else 0)
         if self._num_kept > KEPT_BYTES:
             raise Refused(ErrorCodes.ENHANCE_YOUR_CALM)
         if frame.type in BLOCK_TYPES:
             self._in_block = not frame.flags & END_HEADERS
         self._num_to_pass = frame.length
-        yield from self._h2.receive_data(head)
+        told = self._tell()
+        return told if frame.length else told + self._pass(memoryview(b""))
+
+    def _pass(self, piece: memoryview) -> list[Event]:
+        """Give h2 a part of a frame, its head with the first."""
+        self._num_to_pass -= len(piece)
+        data, self._head = self._head + piece, bytearray()
+        return self._h2.receive_data(data)
 
     def _keep(self, piece: memoryview) -> list[Event]:
         body = self._body_of(self._data.stream_id)
@@ -206,7 +230,7 @@ class FrameReader:
             return []
         payload = Payload.of(self._num_untold, b"".join(self._pieces))
         self._num_untold, self._pieces = 0, []
-        self._frames.ready.append(DataFrame(self._data.stream_id, payload, flags=flags))
+        self._frames.ready = [DataFrame(self._data.stream_id, payload, flags=flags)]
         return self._h2.receive_data(b"")
 
 
@@ -217,17 +241,20 @@ class _Head(NamedTuple):
     stream_id: int
 
     @classmethod
-    def of(cls, data: bytes) -> _Head:
+    def of(cls, data: bytes | bytearray) -> _Head:
         high, low, type_, flags, stream_id = HEAD.unpack(data)
         return cls(high << 8 | low, type_, flags, stream_id & STREAM_MASK)
 
 
 class _Frames(FrameBuffer):
-    """h2's own, and before it frames that were not made of bytes."""
+    """h2's own, and a frame that was not made of bytes."""
 
     def __init__(self) -> None:
         super().__init__(server=True)
-        self.ready: deque[Frame] = deque()
+        self.ready: list[Frame] = []
 
-    def __next__(self) -> Frame:
-        return self.ready.popleft() if self.ready else super().__next__()
+    def __iter__(self) -> Iterator[Frame]:  # type: ignore[override]
+        if not self.ready:
+            return self
+        ready, self.ready = self.ready, []
+        return iter(ready)
