@@ -205,7 +205,7 @@ def _large_bodies(server: RunningServer, grpc_port: int) -> list[Figure]:
         stub = Stub(channel)
         ways: dict[str, tuple[Callable[[bytes], Any], float | None]] = {
             "binary tensor, HTTP/1.1": (_http_binary(server, http2=False), LARGE_MS),
-            "binary tensor, HTTP/2": (_http_binary(server, http2=True), None),
+            "binary tensor, HTTP/2": (_http_binary(server, http2=True), LARGE_MS),
             "binary tensor, gRPC": (_grpc_binary(stub), None),
             "base64 in JSON, HTTP/1.1": (_http_json(server), None),
         }

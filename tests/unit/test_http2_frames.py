@@ -14,6 +14,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, StreamEnded
 from h2.exceptions import InvalidBodyLengthError, ProtocolError
+from h2.settings import SettingCodes, Settings
 from hpack import Encoder
 from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame
 from hypothesis import given, settings
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 LIMIT = 300_000
+WINDOW_BYTES = 1 << 20
 SHARED_BYTES = 4096
 FIELDS = ((":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", "/"))
 
@@ -58,8 +60,12 @@ class Heard:
 
 
 def state_machine() -> H2Connection:
+    """One with large windows: of two faults, which is found first may differ."""
     h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+    windows = {SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES}
+    h2.local_settings = Settings(client=False, initial_values=windows)
     h2.initiate_connection()
+    h2.increment_flow_control_window(WINDOW_BYTES)
     h2.max_inbound_frame_size = LIMIT
     return h2
 
@@ -83,7 +89,10 @@ class Reading:
     """
 
     def __init__(
-        self, direct: Iterable[int] = (), length: int = 200_000, step_seconds: float = 0
+        self,
+        direct: Iterable[int] = (),
+        length: int = 0,
+        step_seconds: float = 0,
     ) -> None:
         self.h2 = state_machine()
         self.shared = memoryview(bytearray(SHARED_BYTES))
@@ -204,12 +213,10 @@ def test_any_frames_in_any_pieces_are_what_h2_reads_of_them(
 
 
 def opened(length: int | None = None, direct: Iterable[int] = STREAMS) -> Reading:
-    """A reading whose streams are open, with large windows. length: of all bodies, direct or not"""
+    """A reading whose streams are open. length: of all bodies, direct or not"""
     reading, encoder = (Reading(direct, length) if length else Reading()), Encoder()
     fields = () if length is None else (("content-length", str(length)),)
     reading.feed(PREFACE + b"".join(head(encoder, one, *fields) for one in STREAMS))
-    for stream_id in (None, *STREAMS):
-        reading.h2.increment_flow_control_window(1 << 20, stream_id)
     return reading
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from h2.config import H2Configuration
 from h2.connection import ConnectionState, H2Connection
@@ -31,17 +30,13 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 
 from model.serving.transport.allowance import Allowance
-from model.serving.transport.exchange import make_scope
 from model.serving.transport.http2_frames import FrameReader, Refused
-from model.serving.transport.http2_stream import STREAM_WINDOW_BYTES, Http2Exchange
+from model.serving.transport.http2_stream import STREAM_WINDOW_BYTES, Http2Exchange, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from starlette.types import Scope
-
     from model.serving.transport.direct_body import DirectBody
-    from model.serving.transport.exchange import Headers
     from model.serving.transport.limits import ConnectionLimits
     from model.serving.transport.server import HttpServer
 
@@ -82,6 +77,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._writable.set()
         self._flushing = False
         self._telling = False
+        self._deaf = False
         self._num_gathered = 0
         # The last stream that is answered, once the client has been told to go.
         self._last_stream_id: int | None = None
@@ -102,14 +98,15 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the buffer that all connections share, or a body's own."""
-        return self._reader.buffer()
+        return self._server.buffer if self._deaf else self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what has come, a frame at a time."""
+        if self._deaf:
+            return
         self._take(self._reader.received(nbytes))
-        if self._reader.has_rest and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._server.loop.call_soon(self._go_on)
+        if self._reader.has_rest:
+            self._let_others()
         if self._reader.has_untold:
             self._tell_later()
 
@@ -139,7 +136,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def go_away(self) -> None:
         """Answer what has been asked, and no more: the client asks elsewhere, and loses nothing."""
-        if self._last_stream_id is None and not self._transport.is_closing():
+        if self._last_stream_id is None and not self._is_closing:
             self._last_stream_id = self._h2.highest_inbound_stream_id
             self._write_goaway(self._last_stream_id, ErrorCodes.NO_ERROR)
             self._close_if_idle()
@@ -182,7 +179,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                     await self._writable.wait()
             except TimeoutError:
                 self._transport.abort()
-        return not self._transport.is_closing()
+        return not self._is_closing
 
     def ended(self, stream: Http2Exchange) -> None:
         """A stream's answer is whole, or broken off."""
@@ -206,17 +203,20 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._give_up()
         self.flush_soon()
 
-    def _go_on(self) -> None:
-        """Take more of what has come, after others have had their turn."""
-        if self._transport.is_closing():
-            return
-        self._take(self._reader.go_on())
-        if self._transport.is_closing():
+    def _let_others(self) -> None:
+        """Go on with what has come after others have had their turn; until then read no more."""
+        if self._is_closing:
             return
         if self._reader.has_rest:
+            self._transport.pause_reading()
             self._server.loop.call_soon(self._go_on)
         else:
             self._transport.resume_reading()
+
+    def _go_on(self) -> None:
+        if not self._is_closing:
+            self._take(self._reader.go_on())
+            self._let_others()
 
     def _tell_later(self) -> None:
         """A large body's bytes have come: h2 need not hear of each read."""
@@ -228,7 +228,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _tell(self) -> None:
         self._telling = False
-        if not self._transport.is_closing():
+        if not self._is_closing:
             self._take(self._reader.tell())
 
     def _handle(self, event: Event) -> None:
@@ -270,7 +270,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             # GOAWAY has said that it may be asked again elsewhere (RFC 9113, 6.8). A reset beside
             # it is one frame too many for h2 and with it httpx, which then fail instead.
             return
-        scope = self._scope(event.headers or [])
+        scope = scope_of(event.headers or [], self._transport)
         if scope is None:
             self._h2.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
@@ -278,27 +278,6 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream = Http2Exchange(self, stream_id, scope, self._limits)
         self._streams[stream_id] = stream
         self._server.spawn(stream)
-
-    def _scope(self, fields: Headers) -> Scope | None:
-        """The request in ASGI's words; None for one without a path, such as CONNECT."""
-        pseudo = {name: value for name, value in fields if name.startswith(b":")}
-        if b":path" not in pseudo or not pseudo[b":path"].isascii():
-            return None
-        headers = [(name, value) for name, value in fields if not name.startswith(b":")]
-        if b":authority" in pseudo:
-            headers = [(n, v) for n, v in headers if n != b"host"]
-            headers.insert(0, (b"host", pseudo[b":authority"]))
-        raw_path, _, query = pseudo[b":path"].partition(b"?")
-        return make_scope(
-            method=pseudo[b":method"].decode("latin-1"),
-            path=unquote(raw_path.decode("ascii")),
-            raw_path=raw_path,
-            query=query,
-            headers=headers,
-            http_version="2",
-            client=self._transport.get_extra_info("peername")[:2],
-            server=self._transport.get_extra_info("sockname")[:2],
-        )
 
     def _body_of(self, stream_id: int) -> DirectBody | None:
         stream = self._streams.get(stream_id)
@@ -342,11 +321,15 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._flushing = False
         self._num_gathered = 0
         data = self._h2.data_to_send()
-        if data and not self._transport.is_closing():
+        if data and not self._is_closing:
             self._transport.write(data)
 
+    @property
+    def _is_closing(self) -> bool:
+        return self._deaf or self._transport.is_closing()
+
     def _close_if_idle(self) -> None:
-        if self._streams:
+        if self._streams or self._is_closing:
             return
         if self._last_stream_id is not None:
             self._linger()
@@ -356,12 +339,17 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._arm()
 
     def _give_up(self) -> None:
-        """Serve a client no more that does not keep to the protocol."""
+        """Serve a client no more that does not keep to the protocol.
+
+        It may be in the middle of a flood, which would reset the connection that is closed on it.
+        """
         self._flush()
+        self._deaf = True
         self._leave_streams()
-        # Behind GOAWAY nothing is credited any more.
-        self._h2.clear_outbound_data_buffer()
-        self._end()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+        self._linger()
 
     def _leave_streams(self) -> None:
         for stream in self._streams.values():

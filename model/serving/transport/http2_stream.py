@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from h2.errors import ErrorCodes
 from h2.windows import LARGEST_FLOW_CONTROL_WINDOW
 
 from model.serving.transport.direct_body import DirectBody
-from model.serving.transport.exchange import Exchange
+from model.serving.transport.exchange import Exchange, make_scope
 from model.serving.transport.http1_exchange import DIRECT_BYTES, http_date
 from model.serving.transport.http2_frames import Payload
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-    from model.serving.transport.exchange import Head
+    from model.serving.transport.exchange import Head, Headers
     from model.serving.transport.http2 import Http2Connection
     from model.serving.transport.limits import ConnectionLimits
 
@@ -171,3 +172,25 @@ class Http2Exchange(Exchange):
         self._h2.reset_stream(self.stream_id, code)
         self.disconnect()
         self._connection.ended(self)
+
+
+def scope_of(fields: Headers, transport: asyncio.BaseTransport) -> Scope | None:
+    """A request in ASGI's words; None for one without a path, such as CONNECT."""
+    pseudo = {name: value for name, value in fields if name.startswith(b":")}
+    if b":path" not in pseudo or not pseudo[b":path"].isascii():
+        return None
+    headers = [(name, value) for name, value in fields if not name.startswith(b":")]
+    if b":authority" in pseudo:
+        headers = [(n, v) for n, v in headers if n != b"host"]
+        headers.insert(0, (b"host", pseudo[b":authority"]))
+    raw_path, _, query = pseudo[b":path"].partition(b"?")
+    return make_scope(
+        method=pseudo[b":method"].decode("latin-1"),
+        path=unquote(raw_path.decode("ascii")),
+        raw_path=raw_path,
+        query=query,
+        headers=headers,
+        http_version="2",
+        client=transport.get_extra_info("peername")[:2],
+        server=transport.get_extra_info("sockname")[:2],
+    )
