@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 # What a client may send ahead of the app on all streams of a connection.
 CONNECTION_WINDOW_BYTES: Final = 8 << 20
 DEFAULT_WINDOW_BYTES: Final = 65_535
-# Every frame costs the same: clients that can send larger ones than the usual 16 KiB may. Much
-# larger ones would hold up a client's other streams on a slow line.
-FRAME_BYTES: Final = 512 * 1024
+# Every frame costs the same: clients that can send larger ones than the usual 16 KiB may, as large
+# as what they may send ahead. Larger ones would hold up their other streams on a slow line.
+FRAME_BYTES: Final = STREAM_WINDOW_BYTES
 # Made for the client and not yet written; more is written without waiting for the turn's end.
 GATHERED_BYTES: Final = 64 * 1024
 # Our encoder forgets what does not fit; a client may not make it remember more.
