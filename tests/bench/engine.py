@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import statistics
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from model.__main__ import load
@@ -15,10 +14,10 @@ from model.serving.images import PixelBounds
 from model.serving.kserve_model import Qwen3VLModel
 from model.serving.prompt import Prompt
 from model.settings import Dtype, ModelSettings, Settings
-from tests.bench.client import Round
 from tests.bench.machine import dtypes
 from tests.bench.peers import SequentialGenerate
 from tests.bench.rounds import alternate, progress
+from tests.bench.streams import Streams, keep_running
 from tests.bench.tables import Pair, Row, Section, at_least
 from tests.bench.work import DESCRIBE, PROMPT
 
@@ -55,23 +54,25 @@ class InProcessEngine:
         finally:
             await asyncio.to_thread(served.stop)
 
-    async def at_once(self, pictures: Seq[bytes], work: Work) -> Round:
-        """All pictures at the same time, from their bytes to tokens."""
+    async def run(self, pictures: Seq[bytes], work: Work, limit: int | None = None) -> Streams:
+        """All pictures from their bytes to tokens; at the same time, or so many of them."""
         sampling = SamplingParams(
             max_tokens=work.num_tokens, min_tokens=work.num_tokens, ignore_eos=True
         )
+        asks = [partial(self._ttft_seconds, picture, sampling) for picture in pictures]
         started = time.perf_counter()
-        answers = await asyncio.gather(*(self._answer(one, sampling) for one in pictures))
-        return _round(answers, started, time.perf_counter())
+        ttft = await keep_running(limit or len(pictures), asks)
+        seconds = time.perf_counter() - started
+        return Streams(len(pictures) * work.num_tokens / seconds, tuple(ttft))
 
-    async def _answer(self, picture: bytes, sampling: SamplingParams) -> list[float]:
-        """When each token came."""
+    async def _ttft_seconds(self, picture: bytes, sampling: SamplingParams) -> float:
+        started = time.perf_counter()
         prompt = Prompt.about([picture], PROMPT, sampling, PixelBounds())
         [request] = await self._pipeline.prepare([prompt])
         [stream] = self._pipeline.engine.submit([request])
         times = [time.perf_counter() async for _ in stream]
         assert len(times) == sampling.max_tokens, "every request must run its length"
-        return times
+        return times[0] - started
 
 
 def measure_over_generate(plan: Plan) -> Section:
@@ -90,18 +91,8 @@ async def _over_generate(plan: Plan, dtype: str) -> Row:
 
         async def ours(number: int) -> float:
             pictures = DESCRIBE.pictures(plan.concurrency, 3, number)
-            return (await engine.at_once(pictures, DESCRIBE)).tokens_per_second
+            return (await engine.run(pictures, DESCRIBE)).tokens_per_second
 
         rounds = await alternate(plan.rounds, ours, theirs)
     work = f"{plan.concurrency} concurrent in the engine, {dtype}, vs sequential generate"
     return Row(work, "throughput", "tok/s", tuple(Pair(*one) for one in rounds), OVER_GENERATE)
-
-
-def _round(answers: Seq[Seq[float]], started: float, ended: float) -> Round:
-    gaps = [b - a for times in answers for a, b in itertools.pairwise(times)]
-    return Round(
-        tokens_per_second=sum(map(len, answers)) / (ended - started),
-        ttft_seconds=statistics.median(times[0] for times in answers) - started,
-        itl_seconds=statistics.median(gaps),
-        latency_seconds=statistics.median(times[-1] for times in answers) - started,
-    )

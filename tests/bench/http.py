@@ -23,7 +23,7 @@ from PIL import Image
 from tests.bench.client import MODEL_NAME
 from tests.bench.engine import InProcessEngine
 from tests.bench.first_bytes import delays, stamped_server
-from tests.bench.light_client import stream_at_once
+from tests.bench.light_client import stream
 from tests.bench.machine import dtypes
 from tests.bench.rounds import alternate, progress
 from tests.bench.servers import free_port, our_server, running
@@ -37,9 +37,12 @@ if TYPE_CHECKING:
     from tests.bench.first_bytes import FirstTokens
     from tests.bench.rounds import Plan
     from tests.bench.servers import RunningServer
+    from tests.bench.streams import Streams
 
 # As many as the server lets run at once by default, for each of the plan's concurrency of 16.
 STREAMS_PER_CONCURRENCY: Final = 4
+# Each place is taken so often: the first streams come all at once, the others as places fall free.
+TURNS: Final = 3
 SERVER_OVER_ENGINE: Final = at_least(0.97)
 MORE_TTFT_MS: Final = 5.0
 NUM_ALONE: Final = 25
@@ -95,39 +98,49 @@ def measure_http(plan: Plan) -> Section:
 async def _server_over_engine(
     plan: Plan, dtype: str, server: RunningServer, first_tokens: FirstTokens
 ) -> tuple[Row, tuple[Figure, ...]]:
-    num_streams = STREAMS_PER_CONCURRENCY * plan.concurrency
+    limit = STREAMS_PER_CONCURRENCY * plan.concurrency
+    num_streams = TURNS * limit
     handed_over: list[float] = []
     spent: list[tuple[float, float]] = []
 
-    async def ours(number: int) -> tuple[float, float]:
+    async def ours(number: int) -> Streams:
         first_tokens.take()
         loop_ms, all_seconds = _main_thread_ms(server), server.cpu_seconds()
-        done = await stream_at_once(server.url, CHAT.pictures(num_streams, 4, number), CHAT)
+        pictures = CHAT.pictures(num_streams, 4, number)
+        streams, first_bytes = await stream(server.url, pictures, CHAT, limit)
         if number:
-            handed_over.extend(delays(first_tokens.take(), done.first_bytes))
+            handed_over.extend(delays(first_tokens.take(), first_bytes))
             all_ms = (server.cpu_seconds() - all_seconds) * 1000
             spent.append((_main_thread_ms(server) - loop_ms, all_ms))
-        return done.tokens_per_second, done.ttft_seconds
+        return streams
 
     async with InProcessEngine.start(plan.model, dtype) as engine:
 
-        async def alone(number: int) -> tuple[float, float]:
-            result = await engine.at_once(CHAT.pictures(num_streams, 4, number), CHAT)
-            return result.tokens_per_second, result.ttft_seconds
+        async def alone(number: int) -> Streams:
+            return await engine.run(CHAT.pictures(num_streams, 4, number), CHAT, limit)
 
         rounds = await alternate(plan.rounds, ours, alone)
         one_more = await _more_ttft_of_one(server, engine, dtype)
-    work = f"server, {num_streams} streams of {CHAT.num_tokens} tokens, {dtype}, vs engine alone"
-    tokens = tuple(Pair(one[0], other[0]) for one, other in rounds)
-    more = [(one[1] - other[1]) * 1000 for one, other in rounds]
-    spread = f" ({min(more):.0f} to {max(more):.0f})"
-    ttft = Figure(work, "TTFT p50, added", statistics.median(more), MORE_TTFT_MS, spread)
+    work = f"server, {limit} streams of {CHAT.num_tokens} tokens, {dtype}, vs engine alone"
+    tokens = tuple(Pair(*(side.tokens_per_second for side in both)) for both in rounds)
     figures = (
         _loop_time(work, spent, num_streams * CHAT.num_tokens),
         _first_byte(work, handed_over),
-        *(ttft, one_more),
+        _more_ttft(work, rounds, slice(limit, None), "in turn"),
+        _more_ttft(work, rounds, slice(limit), "all at once"),
+        one_more,
     )
     return Row(work, "throughput", "tok/s", tokens, SERVER_OVER_ENGINE), figures
+
+
+def _more_ttft(work: str, rounds: list[tuple[Streams, Streams]], which: slice, how: str) -> Figure:
+    """The medians' difference over some of the streams; how: in which these came."""
+    more = [
+        (statistics.median(ours[which]) - statistics.median(alone[which])) * 1000
+        for ours, alone in ((one.ttft_seconds, other.ttft_seconds) for one, other in rounds)
+    ]
+    spread = f" ({min(more):.0f} to {max(more):.0f})"
+    return Figure(work, f"TTFT p50, added, {how}", statistics.median(more), MORE_TTFT_MS, spread)
 
 
 def _loop_time(work: str, spent: list[tuple[float, float]], num_tokens: int) -> Figure:
@@ -154,18 +167,19 @@ async def _more_ttft_of_one(server: RunningServer, engine: InProcessEngine, dtyp
     more = []
     for number in range(NUM_ALONE):
         pictures = CHAT.pictures(2, 6, number)
-        ours = (await stream_at_once(server.url, pictures[:1], ALONE)).ttft_seconds
-        more.append((ours - (await engine.at_once(pictures[1:], ALONE)).ttft_seconds) * 1000)
+        ours, _ = await stream(server.url, pictures[:1], ALONE)
+        alone = await engine.run(pictures[1:], ALONE)
+        more.append((ours.ttft_p50_seconds - alone.ttft_p50_seconds) * 1000)
     spread = f" (quartiles {', '.join(f'{one:.1f}' for one in statistics.quantiles(more))})"
     work = f"server, one stream at a time, {dtype}, vs engine alone"
     return Figure(work, "TTFT p50, added", statistics.median(more), MORE_TTFT_MS, spread)
 
 
 async def _lag_under_streams(server: RunningServer) -> Figure:
-    await stream_at_once(server.url, CHAT.pictures(NUM_LAG_STREAMS, 5, 0), CHAT)
+    await stream(server.url, CHAT.pictures(NUM_LAG_STREAMS, 5, 0), CHAT)
     before = _lag_buckets(server)
     for number in range(1, 4):
-        await stream_at_once(server.url, CHAT.pictures(NUM_LAG_STREAMS, 5, number), CHAT)
+        await stream(server.url, CHAT.pictures(NUM_LAG_STREAMS, 5, number), CHAT)
     after = _lag_buckets(server)
     counts = {bound: after[bound] - before[bound] for bound in after}
     late = quantile(counts, 0.99) * 1000

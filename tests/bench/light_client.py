@@ -12,14 +12,13 @@ import asyncio
 import base64
 import json
 import socket
-import statistics
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from tests.bench.client import MODEL_NAME, WrongAnswer
+from tests.bench.streams import Streams, keep_running
 from tests.bench.work import PROMPT
 
 if TYPE_CHECKING:
@@ -30,18 +29,6 @@ if TYPE_CHECKING:
 EVENT: Final = b"data: "
 # More than any answer here: the end of the stream wakes the client, and nothing before it.
 SLEEP_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """What became of streams that were asked for together.
-
-    ttft_seconds: the median; first_bytes: when each stream's first piece came, on time.monotonic
-    """
-
-    tokens_per_second: float
-    ttft_seconds: float
-    first_bytes: tuple[float, ...]
 
 
 class _Stream(asyncio.Protocol):
@@ -73,34 +60,39 @@ class _Stream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set_result(None)
 
-    def check(self, num_tokens: int) -> None:
-        """Raise WrongAnswer unless the answer has so many tokens."""
+    def check(self, num_tokens: int) -> float:
+        """When the first piece came. Raises WrongAnswer unless the answer has so many tokens."""
         said = b'"completion_tokens":%d' % num_tokens
         if said not in self._tail:
             raise WrongAnswer(f"no {said.decode()} at the end: {self._tail!r}")
+        assert self.first_byte is not None, "an answer with tokens has a first piece"
+        return self.first_byte
 
 
-async def stream_at_once(url: str, pictures: Seq[bytes], work: Work) -> Streams:
-    """All pictures at the same time."""
+async def stream(
+    url: str, pictures: Seq[bytes], work: Work, limit: int | None = None
+) -> tuple[Streams, list[float]]:
+    """All pictures at the same time, or so many of them.
+
+    returns the streams, and when the first piece of each came, on time.monotonic
+    """
     host, port = urlsplit(url).hostname, urlsplit(url).port
     assert host is not None, "a server's URL names its host"
     assert port is not None, "and its port"
-    loop = asyncio.get_running_loop()
-    requests = [_request(picture, work) for picture in pictures]
+
+    async def ask(request: bytes) -> _Stream:
+        make = partial(_Stream, request)
+        _, asked = await asyncio.get_running_loop().create_connection(make, host, port)
+        await asked.ended
+        return asked
+
+    asks = [partial(ask, _request(picture, work)) for picture in pictures]
     started = time.monotonic()
-    connecting = (
-        loop.create_connection(partial(_Stream, request), host, port) for request in requests
-    )
-    streams = [stream for _, stream in await asyncio.gather(*connecting)]
-    await asyncio.gather(*(stream.ended for stream in streams))
+    asked = await keep_running(limit or len(pictures), asks)
     seconds = time.monotonic() - started
-    for stream in streams:
-        stream.check(work.num_tokens)
-    first_bytes = tuple(stream.first_byte or 0.0 for stream in streams)
-    ttft = statistics.median(
-        first - stream.started for first, stream in zip(first_bytes, streams, strict=True)
-    )
-    return Streams(len(streams) * work.num_tokens / seconds, ttft, first_bytes)
+    first_bytes = [one.check(work.num_tokens) for one in asked]
+    ttft = (first - one.started for first, one in zip(first_bytes, asked, strict=True))
+    return Streams(len(asked) * work.num_tokens / seconds, tuple(ttft)), first_bytes
 
 
 def _request(picture: bytes, work: Work) -> bytes:
