@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from model.runner.kernels import rotation_of
 from model.runner.native.layers import NativeLayers
-from model.runner.packed import can_pack, make_gated, make_linear
+from model.runner.native.wide import WideLinear
+from model.runner.packed import can_pack, make_gated, make_linear, widens
 from model.runner.quantize import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -60,11 +61,10 @@ class FastTextModel:
         language_model = model.model.language_model
         self._geometry = geometry
         self._kernels = kernels
-        self._embed = language_model.embed_tokens
         self._norm = language_model.norm.weight
-        self._head = model.lm_head
         weight = model.lm_head.weight
         packs = can_pack(weight.device, weight.dtype)
+        self._embed, self._head = _take_ends(model)
         self._layers: list[DecoderLayer] = []
         for index, layer in enumerate(language_model.layers):
             self._layers.append(_take(layer, geometry, kernels))
@@ -125,6 +125,21 @@ class FastTextModel:
             if index < last:
                 normal = kernels.add_rms_norm(hidden, update, self._layers[index + 1].input_norm)
         return kernels.add_rms_norm(hidden, update, self._norm)
+
+
+def _take_ends(
+    model: PreTrainedModel,
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Embedding and head; of a weight that they share only the packed copy is left."""
+    embedding, head = model.model.language_model.embed_tokens, model.lm_head
+    if not isinstance(head, nn.Linear) or not widens(head):
+        return embedding, head
+    packed = WideLinear(head)
+    model.lm_head = nn.Identity()
+    if embedding.weight is not head.weight:
+        return embedding, packed
+    model.model.language_model.embed_tokens = nn.Identity()
+    return packed.rows, packed
 
 
 def _take(

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm, scaled_dot_product_attention
 
 from model.runner.kernels import Rotation, rotate
-from model.runner.native import compiled
-from model.runner.native.wide import Spans, WideAttention
+from model.runner.native.blocks import NativeBlocks
 from model.runner.packed import Activation, make_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from collections.abc import Sequence as Seq
 
     from transformers import PreTrainedModel
@@ -71,21 +70,18 @@ class FastVisionTower:
         table = tower.pos_embed.weight.detach().to(torch.float32)
         self._position_table = table.view(1, side, side, -1).permute(0, 3, 1, 2)
         self._inverse_frequencies = tower.rotary_pos_emb.inv_freq.to(torch.float32)
-        weight = tower.patch_embed.proj.weight
-        on_cpu = weight.device.type == "cpu" and kernels is None
-        wide = on_cpu and compiled.usable(weight.dtype)
-        self._wide = WideAttention(weight.dtype) if wide else None
         taps = [*config.deepstack_visual_indexes, config.depth - 1]
         mergers = [*tower.deepstack_merger_list, tower.merger]
-        self._blocks: list[_Block] = []
-        self._mergers: dict[int, list[_Merger]] = {}
+        self._blocks: list[Block] = []
+        self._taps = taps
+        self._mergers = [_Merger.take(merger) for merger in mergers]
         for index in range(config.depth):
-            self._blocks.append(_Block.take(tower.blocks[index], config.num_heads))
+            self._blocks.append(Block.take(tower.blocks[index], config.num_heads))
             # The copies made for the device are all that is used: let go of the originals.
             tower.blocks[index] = nn.Identity()
-        for index, merger in zip(taps, mergers, strict=True):
-            self._mergers.setdefault(index, []).append(_Merger.take(merger))
         tower.deepstack_merger_list, tower.merger = nn.ModuleList(), nn.Identity()
+        # A device's own kernels are not for the CPU.
+        self._native = NativeBlocks.of(self._blocks, taps) if kernels is None else None
 
     def __call__(self, patches: Tensor, grids: Seq[Grid]) -> list[Tensor]:
         """Embeddings for the text model, then one such tensor for each DeepStack layer.
@@ -96,13 +92,22 @@ class FastVisionTower:
         positions = self._positions(grids, patches.device)
         hidden = self._patch_embed(patches, plus=positions.embedding.to(patches.dtype))
         rotation = Rotation(positions.cos.to(patches.dtype), positions.sin.to(patches.dtype))
-        attend = _attention(rotation, grids, self._wide, self._kernels)
-        stream = _Stream(hidden, self._kernels)
-        outputs: list[Tensor] = []
+        sums = self._sums(hidden, rotation, grids)
+        outputs = [merger.run(one) for merger, one in zip(self._mergers, sums, strict=True)]
+        return [outputs[-1], *outputs[:-1]]
+
+    def _sums(self, hidden: Tensor, rotation: Rotation, grids: Seq[Grid]) -> Iterator[Tensor]:
+        """What each merger takes: the sum after its block; valid until the next is asked for."""
+        if self._native is not None:
+            sizes = [height * width for height, width in grids]
+            yield from self._native(hidden, rotation, sizes)
+            return
+        attend = attention_over(rotation, spans_of(grids), self._kernels)
+        stream = Stream(hidden, self._kernels)
         for index, block in enumerate(self._blocks):
             block.run(stream, attend)
-            outputs += [merger.run(stream.value()) for merger in self._mergers.get(index, [])]
-        return [outputs[-1], *outputs[:-1]]
+            for _ in range(self._taps.count(index)):
+                yield stream.value()
 
     def _positions(self, grids: Seq[Grid], device: torch.device) -> _Positions:
         """What patches know of their places; equal neighbours are computed once."""
@@ -146,7 +151,7 @@ def _layers(positions: _Positions) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """num_images equal grids side by side: rows [start, end) of the call."""
 
     start: int
@@ -154,13 +159,13 @@ class _Span:
     num_images: int
 
 
-def _spans(grids: Seq[Grid]) -> list[_Span]:
-    spans: list[_Span] = []
+def spans_of(grids: Seq[Grid]) -> list[Span]:
+    spans: list[Span] = []
     start = 0
     for (height, width), members in groupby(grids):
         num_images = len(list(members))
         end = start + num_images * height * width
-        spans.append(_Span(start, end, num_images))
+        spans.append(Span(start, end, num_images))
         start = end
     return spans
 
@@ -182,7 +187,7 @@ class _Norm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """One transformer block."""
 
     num_heads: int
@@ -194,7 +199,7 @@ class _Block:
     down: Linear
 
     @classmethod
-    def take(cls, block: Qwen3VLVisionBlock, num_heads: int) -> _Block:
+    def take(cls, block: Qwen3VLVisionBlock, num_heads: int) -> Block:
         return cls(
             num_heads=num_heads,
             attention_norm=_Norm.take(block.norm1),
@@ -205,14 +210,14 @@ class _Block:
             down=make_linear(block.mlp.linear_fc2),
         )
 
-    def run(self, stream: _Stream, attend: _Attention) -> None:
+    def run(self, stream: Stream, attend: _Attention) -> None:
         """Add to the stream; each picture attends to itself alone."""
         attended = attend(self.qkv(stream.normal(self.attention_norm)), self.num_heads)
         stream.add(self.out, attended)
         stream.add(self.down, self.up(stream.normal(self.mlp_norm)))
 
 
-class _Stream:
+class Stream:
     """The sum that blocks add to: [num_patches, hidden_size].
 
     Without kernels a product adds to it; with them the norm after it does, in the same pass.
@@ -243,19 +248,10 @@ class _Stream:
         return self._hidden
 
 
-def _attention(
-    rotation: Rotation,
-    grids: Seq[Grid],
-    wide: WideAttention | None,
-    kernels: VisionKernels | None,
+def attention_over(
+    rotation: Rotation, spans: Seq[Span], kernels: VisionKernels | None
 ) -> _Attention:
     """Attention over these pictures, the same in every block."""
-    if wide is not None:
-        own_rows = Spans.of_themselves([height * width for height, width in grids])
-        return lambda qkv, num_heads: wide.over_pictures(
-            qkv, rotation.cos, rotation.sin, num_heads, own_rows
-        )
-    spans = _spans(grids)
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
         heads = qkv.view(len(qkv), 3 * num_heads, -1)
@@ -271,7 +267,7 @@ def _attention(
     return attend
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
     """Every patch to all patches of its picture; [num_patches, heads, head_dim] each.
 
     returns [rows of the span, heads * head_dim]

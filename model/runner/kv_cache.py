@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model.runner import huge_pages
 from model.runner.device import UnusableSetting
 
 if TYPE_CHECKING:
@@ -62,17 +63,12 @@ class KVCache:
         self.num_blocks = num_blocks
         # Uninitialised on purpose: on CPU pages cost nothing until written, and attention never
         # reads a slot that its own sequence has not written.
-        self.storage = torch.empty(
-            (
-                shape.num_layers,
-                2,
-                num_blocks * shape.block_size,
-                shape.num_kv_heads,
-                shape.head_dim,
-            ),
-            dtype=shape.dtype,
-            device=device,
-        )
+        num_slots = num_blocks * shape.block_size
+        sizes = (shape.num_layers, 2, num_slots, shape.num_kv_heads, shape.head_dim)
+        if device.type == "cpu":
+            self.storage = huge_pages.empty(sizes, shape.dtype)
+        else:
+            self.storage = torch.empty(sizes, dtype=shape.dtype, device=device)
         self.keys: tuple[Tensor, ...] = tuple(self.storage[:, 0].unbind(0))
         self.values: tuple[Tensor, ...] = tuple(self.storage[:, 1].unbind(0))
 

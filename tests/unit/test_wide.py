@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, silu
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionBlock
 
-from model.runner.kernels import Rotation, rotate
+from model.runner.fast_vision import Block, Stream, attention_over, spans_of
+from model.runner.kernels import Rotation
+from model.runner.native.blocks import NativeBlocks
 from model.runner.native.compiled import usable
-from model.runner.native.wide import Spans, WideActivation, WideAttention, WideLinear
+from model.runner.native.wide import WideActivation, WideLinear
 from model.runner.packed import make_gated, make_linear
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -88,28 +92,48 @@ def test_they_are_what_linear_layers_become(dtype: torch.dtype) -> None:
     assert isinstance(make_gated(layer, silu), WideLinear)
 
 
+def vision_blocks(num_heads: int, head_dim: int, dtype: torch.dtype) -> list[Block]:
+    size = num_heads * head_dim
+    config = Qwen3VLVisionConfig(
+        depth=3, hidden_size=size, intermediate_size=2 * size + 8, num_heads=num_heads
+    )
+    blocks = [Qwen3VLVisionBlock(config).requires_grad_(False).to(dtype) for _ in range(3)]
+    for norm in (norm for block in blocks for norm in (block.norm1, block.norm2)):
+        norm.weight.normal_(1, 0.1)
+        norm.bias.normal_(0, 0.1)
+    return [Block.take(block, num_heads) for block in blocks]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_heads", "head_dim"), [(6, 64), (3, 72), (2, 16), (2, 128)], ids=str)
 @pytest.mark.parametrize(
     "sizes", [[1], [64], [600], [5, 130, 64]], ids=lambda sizes: f"{sizes} patches"
 )
-def test_pictures_attend_to_themselves_alone(
+def test_a_call_for_all_vision_blocks_is_one_after_the_other(
     sizes: list[int], num_heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
+    """With torch's attention over each picture alone, and torch's norms."""
     torch.manual_seed(0)
-    qkv = torch.randn(sum(sizes), 3 * num_heads * head_dim).to(dtype)
+    blocks = vision_blocks(num_heads, head_dim, dtype)
+    hidden = torch.randn(sum(sizes), num_heads * head_dim).to(dtype)
     angles = torch.randn(sum(sizes), head_dim // 2)
     rotation = Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
-    heads = qkv.view(len(qkv), 3 * num_heads, head_dim)
-    turned = rotate(heads[:, : 2 * num_heads], rotation)
-    parts = (*turned.chunk(2, dim=1), heads[:, 2 * num_heads :])
-    expected = [
-        scaled_dot_product_attention(
-            *(part.to(torch.float32).transpose(0, 1) for part in picture)
-        ).transpose(0, 1)
-        for picture in zip(*(part.split(sizes) for part in parts), strict=True)
-    ]
-    attended = WideAttention(dtype).over_pictures(
-        qkv, rotation.cos, rotation.sin, num_heads, Spans.of_themselves(sizes)
-    )
-    assert_close(attended, torch.cat(expected).flatten(1), dtype)
+    stream = Stream(hidden.clone(), None)
+    attend = attention_over(rotation, spans_of([(1, size) for size in sizes]), None)
+    expected = []
+    for block in blocks:
+        block.run(stream, attend)
+        expected.append(stream.value().to(torch.float32))
+    native = NativeBlocks.of(blocks, [0, 2, 2])
+    assert native is not None
+    for told, after in zip(native(hidden, rotation, sizes), (0, 2, 2), strict=True):
+        assert_close(told, expected[after], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_features", [64, 100])
+def test_a_packed_weight_gives_its_rows_back(out_features: int, dtype: torch.dtype) -> None:
+    layer = linear(48, out_features, dtype, bias=False)
+    weight = layer.weight.clone()
+    numbers = torch.tensor([0, out_features - 1, 63, 0, 5])
+    assert torch.equal(WideLinear(layer).rows(numbers), weight[numbers])

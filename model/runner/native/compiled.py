@@ -25,7 +25,6 @@ SIGNATURES: Final[dict[str, list[Any]]] = {
     "turn_and_store": [POINTER] * 7 + [INTEGER] * 4 + [FLOAT],
     "attend_decode": [POINTER] * 7 + [INTEGER] * 6 + [FLOAT],
     "silu_mul": [POINTER] * 2 + [INTEGER] * 2,
-    "turn": [POINTER] * 3 + [INTEGER] * 4,
 }
 # Where the processor has the vectors for them, which `usable` says.
 WIDE_SIGNATURES: Final[dict[str, list[Any]]] = {
@@ -33,6 +32,7 @@ WIDE_SIGNATURES: Final[dict[str, list[Any]]] = {
     "attend_decode_wide": [POINTER] * 7 + [INTEGER] * 6 + [FLOAT, INTEGER],
     "attend": [POINTER] * 6 + [INTEGER] * 2 + [POINTER, INTEGER],
     "run_layers": [POINTER] * 3,
+    "run_blocks": [POINTER] * 3,
 }
 
 

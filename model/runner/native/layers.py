@@ -9,14 +9,15 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import Tensor
-
+from model.runner import huge_pages
 from model.runner.native import NativeKernels, compiled
 from model.runner.native.wide import WideLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
+
+    import torch
+    from torch import Tensor
 
     from model.runner.fast_text import DecoderLayer
     from model.runner.kernels import Rotation, TextGeometry, TextKernels
@@ -193,7 +194,7 @@ class Rooms:
         """[num_rows, size], holding anything; the same memory at every call."""
         room = self._rooms.get(name)
         if room is None or len(room) < num_rows:
-            room = self._rooms[name] = torch.empty((num_rows, size), dtype=self._dtype)
+            room = self._rooms[name] = huge_pages.empty((num_rows, size), self._dtype)
         return room[:num_rows]
 
 

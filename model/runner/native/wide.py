@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from model.runner import huge_pages
 from model.runner.native import compiled
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # As in the C code: outputs of a panel, keys of a tile.
 COLUMNS: Final = 64
+# Rows of a tile.
+ROWS: Final = 6
 # Query rows that one task of attention holds sums for; fewer than these are not worth packing keys.
 MAX_TASK_ROWS: Final = 2048
 MIN_TASK_TOKENS: Final = 48
@@ -80,6 +83,15 @@ class WideLinear(nn.Module):
         )
         return out.view(*rows.shape[:-1], self.out_features)
 
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Rows of the weight as they were before it was packed.
+
+        numbers: [num_rows] int64; returns [num_rows, in_features]
+        """
+        assert self._activation is not WideActivation.SWIGLU, "its rows have changed places"
+        rows = self.weight[numbers // COLUMNS, :, numbers % COLUMNS]
+        return rows.reshape(len(numbers), self.in_features)
+
 
 def can_widen(layer: nn.Linear) -> bool:
     """Whether the kernels take such a depth; bfloat16's go by two."""
@@ -96,7 +108,7 @@ def pack(weight: Tensor) -> Tensor:
     panels = _whole_panels(weight).view(-1, COLUMNS, depth)
     if weight.dtype is torch.bfloat16:
         panels = panels.view(-1, COLUMNS, depth // 2, 2)
-    return panels.transpose(1, 2).contiguous()
+    return huge_pages.copy(panels.transpose(1, 2))
 
 
 def _whole_panels(rows: Tensor) -> Tensor:
@@ -115,7 +127,7 @@ def _half_panels(rows: Tensor) -> Tensor:
     return pad(rows, (0, 0, 0, -len(rows) % half)).view(-1, half, rows.shape[1])
 
 
-class _Layout(ctypes.Structure):
+class Layout(ctypes.Structure):
     """`struct layout` of the C code; sizes in elements from one token to the next."""
 
     _fields_ = (
@@ -166,10 +178,10 @@ class Spans:
         rows = [(int(start), size, 0, NO_TABLE) for start, size in zip(starts, sizes, strict=True)]
         return cls(torch.tensor(rows), torch.empty(0, dtype=torch.int32), 1)
 
-    def layout_of_pages(self, qkv: Tensor, out: Tensor, geometry: TextGeometry) -> _Layout:
+    def layout_of_pages(self, qkv: Tensor, out: Tensor, geometry: TextGeometry) -> Layout:
         """What the C code must know to read the cache for these."""
         kv_size = geometry.num_kv_heads * geometry.head_dim
-        return _layout(
+        return make_layout(
             (qkv.shape[1], kv_size, kv_size, out.shape[1]),
             self.block_size,
             (geometry.num_heads // geometry.num_kv_heads, geometry.head_dim),
@@ -185,12 +197,10 @@ class Spans:
 
 
 class WideAttention:
-    """Attention of many queries at once."""
+    """Attention out of the cache's pages."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
         self._attend = compiled.function("attend", dtype)
-        self._turn = compiled.function("turn", dtype)
         self.decode = compiled.function("attend_decode_wide", dtype)
 
     def over_pages(
@@ -202,79 +212,30 @@ class WideAttention:
         spans: Spans,
         geometry: TextGeometry,
     ) -> None:
-        """Every token of the spans to itself and those before it, out of the cache.
+        """Every token of the spans to itself and those before it.
 
         qkv: as `turn_and_store` leaves it; out: [num_tokens, num_heads * head_dim], of which the
         spans' rows are written
         """
-        self._call(
-            out,
-            (qkv.data_ptr(), cache.keys[layer].data_ptr(), cache.values[layer].data_ptr()),
-            spans,
-            (geometry.num_kv_heads, geometry.num_heads // geometry.num_kv_heads),
-            spans.layout_of_pages(qkv, out, geometry),
-        )
-
-    def over_pictures(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, spans: Spans
-    ) -> Tensor:
-        """Rotate queries and keys in place, then every patch to all patches of its picture.
-
-        qkv: [num_patches, 3 * num_heads * head_dim]; cos, sin: [num_patches, head_dim / 2]
-        returns [num_patches, num_heads * head_dim]
-        """
-        num_rows, row_size = qkv.shape
-        head_dim = row_size // (3 * num_heads)
-        assert qkv.is_contiguous(), "it is changed in place"
-        self._turn(
-            qkv.data_ptr(),
-            cos.contiguous().data_ptr(),
-            sin.contiguous().data_ptr(),
-            num_rows,
-            row_size,
-            2 * num_heads,
-            head_dim,
-        )
-        out = qkv.new_empty((num_rows, num_heads * head_dim))
-        part = num_heads * head_dim * qkv.element_size()
-        self._call(
-            out,
-            tuple(qkv.data_ptr() + i * part for i in range(3)),
-            spans,
-            (num_heads, 1),
-            _layout(
-                (row_size, row_size, row_size, out.shape[1]),
-                spans.block_size,
-                (1, head_dim),
-                head_dim**-0.5,
-            ),
-        )
-        return out
-
-    def _call(
-        self,
-        out: Tensor,
-        pointers: tuple[int, ...],
-        spans: Spans,
-        heads: tuple[int, int],
-        layout: _Layout,
-    ) -> None:
-        num_kv_heads, group = heads
+        layout = spans.layout_of_pages(qkv, out, geometry)
+        num_kv_heads = geometry.num_kv_heads
         self._attend(
             out.data_ptr(),
-            *pointers,
+            qkv.data_ptr(),
+            cache.keys[layer].data_ptr(),
+            cache.values[layer].data_ptr(),
             spans.rows.data_ptr(),
             spans.tables.data_ptr(),
             len(spans.rows),
             num_kv_heads,
             ctypes.addressof(layout),
-            spans.chunk(num_kv_heads, group),
+            spans.chunk(num_kv_heads, geometry.num_heads // num_kv_heads),
         )
 
 
-def _layout(
+def make_layout(
     sizes: tuple[int, int, int, int], block_size: int, group: tuple[int, int], scaling: float
-) -> _Layout:
+) -> Layout:
     """group: heads that share a key head, and their head_dim."""
     padded = -(-group[1] // COLUMNS) * COLUMNS
-    return _Layout(*sizes, block_size, *group, padded, scaling)
+    return Layout(*sizes, block_size, *group, padded, scaling)

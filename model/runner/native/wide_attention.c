@@ -1,9 +1,9 @@
 /* Attention for 512-bit vectors: chunks of prompts and single queries over the cache's pages, and
  * the patches of pictures.
  *
- * Where there are many queries, keys and values of one head are packed block by block and stay in cache while all queries of a
- * task pass over them. Source of the running softmax: Milakov and Gimelshein, 2018; of the tiling:
- * Dao et al., FlashAttention, NeurIPS 2022.
+ * Where there are many queries, keys and values of one head are packed block by block and stay in
+ * cache while all queries of a task pass over them. Source of the running softmax: Milakov and
+ * Gimelshein, 2018; of the tiling: Dao et al., FlashAttention, NeurIPS 2022.
  */
 
 #include <math.h>

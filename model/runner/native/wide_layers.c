@@ -2,6 +2,7 @@
  * else wants its lock has it meanwhile.
  */
 
+#include "team.h"
 #include "wide.h"
 
 #ifdef HAS_WIDE
