@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # As in the C code: outputs of a panel, keys of a tile.
 COLUMNS: Final = 64
+COLUMN_BITS: Final = 6
 # Rows of a tile.
 ROWS: Final = 6
 # Query rows that one task of attention holds sums for; fewer than these are not worth packing keys.
@@ -89,7 +90,8 @@ class WideLinear(nn.Module):
         numbers: [num_rows] int64; returns [num_rows, in_features]
         """
         assert self._activation is not WideActivation.SWIGLU, "its rows have changed places"
-        rows = self.weight[numbers // COLUMNS, :, numbers % COLUMNS]
+        # By bits: torch's division of integers takes ten times as long.
+        rows = self.weight[numbers >> COLUMN_BITS, :, numbers & (COLUMNS - 1)]
         return rows.reshape(len(numbers), self.in_features)
 
 
