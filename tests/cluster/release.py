@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import yaml
 
 from tests.cluster.components.gateway import CLASS
+from tests.cluster.inference import MODEL
 from tests.cluster.load import Front
 from tests.cluster.node.images import ROOT
 
@@ -108,6 +110,11 @@ class Release:
             gateway.wait_until_routed(self.namespace, route, "grpcroutes")
         gateway.wait_until_patched(self.namespace, f"{name}-picked")
         gateway.wait_until_answered(f"http://{address}/v2/health/ready")
+        for path in (f"v2/models/{MODEL}/infer", "v1/chat/completions"):
+            self.cluster.wait_for(
+                lambda url=f"http://{address}/{path}": _is_led(url),  # type: ignore[misc]
+                f"{path} is led to a pod",
+            )
         return Front(f"http://{address}", f"{address}:8081")
 
     def _apply(self, command: str, values: Json, *options: str) -> None:
@@ -129,6 +136,15 @@ class Release:
     def _generation(self) -> int:
         path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{self.deployment}"
         return int(self.cluster.api.get(path)["metadata"]["generation"])
+
+
+def _is_led(url: str) -> bool:
+    """Whether a server, or a picker, says what is wrong with a request, and not the gateway."""
+    try:
+        answer = httpx.post(url, json={"model": MODEL}, timeout=5, trust_env=False)
+    except httpx.TransportError:
+        return False
+    return answer.status_code == httpx.codes.BAD_REQUEST
 
 
 def merged(values: Json, changes: Json) -> Json:

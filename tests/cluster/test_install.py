@@ -159,11 +159,12 @@ def test_an_uninstalled_release_leaves_nothing(
         now = objects(cluster, release.namespace)
         return set().union(*(have - had for have, had in zip(now, before, strict=True)))
 
-    assert f"inferenceservice.serving.kserve.io/{release.service_name}" in made()
-    assert f"deployment.apps/{release.deployment}" in made()
-    assert f"inferencepool.inference.networking.k8s.io/{release.service_name}-v2" in made()
+    there = made()
+    assert f"inferenceservice.serving.kserve.io/{release.service_name}" in there
+    assert f"deployment.apps/{release.deployment}" in there
+    assert f"inferencepool.inference.networking.k8s.io/{release.service_name}-v2" in there
     # Its Envoy.
-    assert any(one.startswith(f"deployment.apps/envoy-{release.namespace}-") for one in made())
+    assert any(one.startswith(f"deployment.apps/envoy-{release.namespace}-") for one in there)
     release.uninstall()
     try:
         cluster.wait_for(lambda: not made(), "nothing is left", seconds=GONE_SECONDS, every=1.0)
