@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 VLLM_PINS := tests/bench/vllm-requirements.txt
+LM_EVAL := .venv-lm-eval
+LM_EVAL_PINS := tests/bench/lm-eval-requirements.txt
 UI := .venv-ui
 UI_PINS := model/ui/requirements.txt
 HTTP_PORT ?= 8080
@@ -144,6 +146,15 @@ perf-analyzer: ## Install perf_analyzer alone, which tests/clients then runs too
 	  .venv-perf-analyzer/perf_analyzer/bin/perf_analyzer --version >/dev/null 2>&1 \
 	    || tests/bench/newer_libc.sh .venv-perf-analyzer/libraries; \
 	  cp tests/bench/perf-analyzer-requirements.txt .venv-perf-analyzer/.installed; \
+	fi
+
+.PHONY: lm-eval
+lm-eval: ## Install lm-evaluation-harness in .venv-lm-eval, which tests/clients then runs too (once, 900 MB)
+	@if ! cmp -s $(LM_EVAL_PINS) $(LM_EVAL)/.installed; then \
+	  set -e; \
+	  test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL); \
+	  $(LM_EVAL)/bin/python -m pip install --quiet --no-deps --requirement $(LM_EVAL_PINS); \
+	  cp $(LM_EVAL_PINS) $(LM_EVAL)/.installed; \
 	fi
 
 .PHONY: load
