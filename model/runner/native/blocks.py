@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Of a core's second cache, which has a megabyte and more: a task's rows, and the panel of a weight
 # that they pass over.
 CACHE_BYTES: Final = 900 * 1024
+# Fewer would read weights faster than the cores that share the last cache can have them.
+MIN_TASK_ROWS: Final = 48
 
 
 class _Block(ctypes.Structure):
@@ -166,7 +168,7 @@ class NativeBlocks:
         panel = COLUMNS * max(sizes.hidden, sizes.intermediate)
         most = (CACHE_BYTES // itemsize - panel) // (sizes.hidden + sizes.intermediate)
         fair = -(-num_rows // torch.get_num_threads())
-        return max(1, min(most, -(-fair // ROWS) * ROWS) // ROWS) * ROWS
+        return -(-min(max(most, MIN_TASK_ROWS), fair) // ROWS) * ROWS
 
 
 def _is_wide(block: Block) -> bool:
