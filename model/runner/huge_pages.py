@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
 PAGE_BYTES: Final = 2 << 20
-# What small tensors share: a page of its own for each would waste half of it.
+# What small copies share: a page of its own for each would waste half of it.
 SHARED_BYTES: Final = 32 * PAGE_BYTES
 ALIGNMENT: Final = 64
 
@@ -27,24 +27,24 @@ ALIGNMENT: Final = 64
 def empty(shape: Seq[int], dtype: torch.dtype) -> Tensor:
     """As torch.empty on the CPU; where the system has no huge pages, in usual ones.
 
-    As there, memory is taken when it is first written, here by whole pages.
+    As there, memory is taken when it is first written, here by whole pages, and given back with the
+    tensor.
     """
     num_bytes = torch.Size(shape).numel() * dtype.itemsize
-    if num_bytes == 0:
-        return torch.empty(shape, dtype=dtype)
-    return _arena.take(num_bytes).view(dtype).view(torch.Size(shape))
+    return _shaped(_map(num_bytes)[:num_bytes], shape, dtype)
 
 
 def copy(tensor: Tensor) -> Tensor:
-    """The same on the CPU, contiguous, in huge pages."""
-    return empty(tensor.shape, tensor.dtype).copy_(tensor)
+    """The same on the CPU, contiguous, in huge pages; for what stays as long as its neighbours.
+
+    Small ones share pages, which are given back with the last of them.
+    """
+    piece = _shaped(_arena.take(tensor.nbytes), tensor.shape, tensor.dtype)
+    return piece.copy_(tensor)
 
 
 class _Arena:
-    """Hands out pieces of one mapping until it is used up, then of the next.
-
-    A mapping lives as long as a tensor in it.
-    """
+    """Hands out pieces of one mapping until it is used up, then of the next."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -63,6 +63,10 @@ class _Arena:
 
 
 _arena: Final = _Arena()
+
+
+def _shaped(piece: Tensor, shape: Seq[int], dtype: torch.dtype) -> Tensor:
+    return piece.view(dtype).view(torch.Size(shape))
 
 
 def _map(num_bytes: int) -> Tensor:

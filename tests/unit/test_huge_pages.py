@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model.runner import huge_pages
+from model.runner.native.layers import Rooms
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LARGE = 16 * huge_pages.PAGE_BYTES
@@ -39,15 +40,16 @@ def test_a_copy_is_contiguous_and_equal(shape: tuple[int, ...], dtype: torch.dty
 
 
 def test_pieces_do_not_overlap_and_begin_on_cache_lines() -> None:
-    tensors = [huge_pages.empty((size,), torch.uint8) for size in (1, 65, 4096, LARGE + 1)]
-    for i, tensor in enumerate(tensors):
+    contents = [torch.full((n,), i, dtype=torch.uint8) for i, n in enumerate((1, 65, 4096, LARGE))]
+    tensors = [huge_pages.copy(content) for content in contents]
+    for tensor in tensors:
         assert tensor.data_ptr() % huge_pages.ALIGNMENT == 0
-        tensor.fill_(i)
     assert [tensor.unique().tolist() for tensor in tensors] == [[0], [1], [2], [3]]
 
 
-def test_a_large_one_begins_on_a_huge_page() -> None:
-    assert huge_pages.empty((LARGE,), torch.uint8).data_ptr() % huge_pages.PAGE_BYTES == 0
+@pytest.mark.parametrize("size", [1, LARGE])
+def test_an_empty_one_begins_on_a_huge_page(size: int) -> None:
+    assert huge_pages.empty((size,), torch.uint8).data_ptr() % huge_pages.PAGE_BYTES == 0
 
 
 @pytest.mark.skipif(
@@ -67,6 +69,17 @@ def test_memory_is_taken_when_it_is_written_and_given_back_with_the_tensor() -> 
     del gigabyte
     gc.collect()
     assert _mapped_bytes() <= before - (1 << 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_room_that_grows_row_by_row_gives_its_old_memory_back() -> None:
+    rooms, weight = Rooms(torch.float32), huge_pages.copy(torch.zeros(1000))
+    rooms.room("gated", 1, 8192)
+    before = _mapped_bytes()
+    for num_rows in range(2, 257):
+        rooms.room("gated", num_rows, 8192)
+    assert _mapped_bytes() - before < 4 * 256 * 8192 * 4
+    assert not weight.any()
 
 
 def _mapped_bytes() -> int:
