@@ -160,6 +160,7 @@ class Span:
 
 
 def spans_of(grids: Seq[Grid]) -> list[Span]:
+    """The pictures of a call, neighbours of one size together."""
     spans: list[Span] = []
     start = 0
     for (height, width), members in groupby(grids):
@@ -188,7 +189,7 @@ class _Norm:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One transformer block."""
+    """One transformer block; hidden rows are [num_patches, hidden_size]."""
 
     num_heads: int
     attention_norm: _Norm
@@ -200,6 +201,7 @@ class Block:
 
     @classmethod
     def take(cls, block: Qwen3VLVisionBlock, num_heads: int) -> Block:
+        """Of transformers' block, whose weights are packed where the device has a form for it."""
         return cls(
             num_heads=num_heads,
             attention_norm=_Norm.take(block.norm1),
@@ -229,6 +231,7 @@ class Stream:
         self._pending: Tensor | None = None
 
     def add(self, linear: Linear, rows: Tensor) -> None:
+        """Add the product of rows, [num_patches, linear's in_features]."""
         if self._kernels is None:
             self._hidden = linear(rows, plus=self._hidden)
         else:
@@ -236,12 +239,14 @@ class Stream:
             self._pending = linear(rows)
 
     def normal(self, norm: _Norm) -> Tensor:
+        """The sum's norm."""
         if self._kernels is None or self._pending is None:
             return norm(self._hidden)
         pending, self._pending = self._pending, None
         return self._kernels.add_layer_norm(self._hidden, pending, norm.weight, norm.bias, norm.eps)
 
     def value(self) -> Tensor:
+        """The sum itself."""
         if self._pending is not None:
             self._hidden.add_(self._pending)
             self._pending = None
@@ -251,7 +256,10 @@ class Stream:
 def attention_over(
     rotation: Rotation, spans: Seq[Span], kernels: VisionKernels | None
 ) -> _Attention:
-    """Attention over these pictures, the same in every block."""
+    """Attention of pictures side by side, each to itself alone; the same in every block.
+
+    rotation: of all their patches
+    """
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
         heads = qkv.view(len(qkv), 3 * num_heads, -1)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from model.runner.native import compiled
-from model.runner.native.layers import INTEGER, POINTER, Rooms
+from model.runner.native.compiled import FLOAT, INTEGER, POINTER, fields
+from model.runner.native.layers import Rooms
 from model.runner.native.wide import COLUMNS, ROWS, Spans, WideLinear, make_layout
 
 if TYPE_CHECKING:
@@ -29,13 +30,11 @@ MIN_TASK_ROWS: Final = 48
 class _Block(ctypes.Structure):
     """`struct block`."""
 
-    _fields_ = tuple(
-        (name, POINTER)
-        for name in (
-            *("attention_norm", "attention_norm_bias", "qkv", "out"),
-            *("mlp_norm", "mlp_norm_bias", "up", "down"),
-            *("qkv_bias", "out_bias", "up_bias", "down_bias"),
-        )
+    _fields_ = fields(
+        POINTER,
+        *("attention_norm", "attention_norm_bias", "qkv", "out"),
+        *("mlp_norm", "mlp_norm_bias", "up", "down"),
+        *("qkv_bias", "out_bias", "up_bias", "down_bias"),
     )
 
 
@@ -43,14 +42,8 @@ class _Tower(ctypes.Structure):
     """`struct tower`."""
 
     _fields_ = (
-        *(
-            (name, INTEGER)
-            for name in (
-                *("num_blocks", "hidden_size", "num_heads", "head_dim", "intermediate_size"),
-            )
-        ),
-        ("attention_eps", ctypes.c_float),
-        ("mlp_eps", ctypes.c_float),
+        *fields(INTEGER, "num_blocks", "hidden_size", "num_heads", "head_dim", "intermediate_size"),
+        *fields(FLOAT, "attention_eps", "mlp_eps"),
     )
 
 
@@ -58,14 +51,9 @@ class _Pictures(ctypes.Structure):
     """`struct pictures`."""
 
     _fields_ = (
-        *((name, INTEGER) for name in ("num_rows", "num_spans", "chunk", "task_rows")),
-        *(
-            (name, POINTER)
-            for name in (
-                *("hidden", "qkv", "attended", "cached", "taps"),
-                *("cos", "sin", "spans", "layout"),
-            )
-        ),
+        *fields(INTEGER, "num_rows", "num_spans", "chunk", "task_rows"),
+        *fields(POINTER, "hidden", "qkv", "attended", "cached", "taps"),
+        *fields(POINTER, "cos", "sin", "spans", "layout"),
     )
 
 
@@ -172,9 +160,8 @@ class NativeBlocks:
 
 
 def _is_wide(block: Block) -> bool:
-    return all(
-        isinstance(part, WideLinear) for part in (block.qkv, block.out, block.up, block.down)
-    )
+    parts = (block.qkv, block.out, block.up, block.down)
+    return all(isinstance(part, WideLinear) and part.bias is not None for part in parts)
 
 
 def _addresses(block: Block) -> _Block:

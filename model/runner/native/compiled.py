@@ -76,6 +76,11 @@ def function(name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - ctypes has
     return getattr(library, f"{name}_{SUFFIXES[dtype]}")
 
 
+def fields(kind: Any, *names: str) -> tuple[tuple[str, Any], ...]:  # noqa: ANN401 - a ctypes type
+    """Fields of one type, for a ctypes.Structure."""
+    return tuple((name, kind) for name in names)
+
+
 def _openmp_libraries() -> list[Path]:
     """Torch's own OpenMP, as its wheels bring it."""
     torch_dir = Path(torch.__file__).parent

@@ -43,18 +43,5 @@ INLINE float exp_negative(float x) {
     return x < -87.0f ? 0.0f : power * two;
 }
 
-#define NAME(name) name##_f32
-#define ELEMENT float
-#define LOAD(x) (x)
-#define STORE(x) (x)
-#include "cpu_kernels.inc"
-#undef NAME
-#undef ELEMENT
-#undef LOAD
-#undef STORE
-
-#define NAME(name) name##_bf16
-#define ELEMENT uint16_t
-#define LOAD(x) bf16_to_float(x)
-#define STORE(x) float_to_bf16(x)
-#include "cpu_kernels.inc"
+#define EACH_ELEMENT "cpu_kernels.inc"
+#include "each_element.h"

@@ -7,10 +7,11 @@ a decode step.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from model.runner import huge_pages
 from model.runner.native import NativeKernels, compiled
+from model.runner.native.compiled import FLOAT, INTEGER, POINTER, fields
 from model.runner.native.wide import WideLinear
 
 if TYPE_CHECKING:
@@ -25,19 +26,14 @@ if TYPE_CHECKING:
     from model.runner.native import NativeMetadata
     from model.runner.qwen3_vl import TextInputs
 
-POINTER: Final = ctypes.c_void_p
-INTEGER: Final = ctypes.c_int64
-
 
 class _Layer(ctypes.Structure):
     """`struct layer`."""
 
-    _fields_ = tuple(
-        (name, POINTER)
-        for name in (
-            *("input_norm", "qkv", "qk_norm", "out", "post_norm", "gate_up", "down"),
-            *("keys", "values"),
-        )
+    _fields_ = fields(
+        POINTER,
+        *("input_norm", "qkv", "qk_norm", "out", "post_norm", "gate_up", "down"),
+        *("keys", "values"),
     )
 
 
@@ -45,16 +41,13 @@ class _Model(ctypes.Structure):
     """`struct model`."""
 
     _fields_ = (
-        *(
-            (name, INTEGER)
-            for name in (
-                *("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim"),
-                *("intermediate_size", "block_size"),
-            )
+        *fields(
+            INTEGER,
+            *("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim"),
+            *("intermediate_size", "block_size"),
         ),
-        ("eps", ctypes.c_float),
-        ("scaling", ctypes.c_float),
-        ("final_norm", POINTER),
+        *fields(FLOAT, "eps", "scaling"),
+        *fields(POINTER, "final_norm"),
     )
 
 
@@ -62,20 +55,16 @@ class _Step(ctypes.Structure):
     """`struct step`."""
 
     _fields_ = (
-        *(
-            (name, INTEGER)
-            for name in (
-                *("num_tokens", "num_decodes", "table_size", "heads_of_task", "num_spans"),
-                *("chunk", "num_image_rows", "num_deepstack", "num_samples", "trims"),
-            )
+        *fields(
+            INTEGER,
+            *("num_tokens", "num_decodes", "table_size", "heads_of_task", "num_spans"),
+            *("chunk", "num_image_rows", "num_deepstack", "num_samples", "trims"),
         ),
-        *(
-            (name, POINTER)
-            for name in (
-                *("hidden", "normal", "qkv", "attended", "gated", "cos", "sin", "slots"),
-                *("decode_rows", "contexts", "tables", "spans", "span_tables", "layout"),
-                *("image_rows", "deepstack", "sample_rows"),
-            )
+        *fields(
+            POINTER,
+            *("hidden", "normal", "qkv", "attended", "gated", "cos", "sin", "slots"),
+            *("decode_rows", "contexts", "tables", "spans", "span_tables", "layout"),
+            *("image_rows", "deepstack", "sample_rows"),
         ),
     )
 

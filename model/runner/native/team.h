@@ -24,12 +24,6 @@ struct team {
     atomic_int arrived, meeting;
 };
 
-INLINE void look_again(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 /* Wait until all threads of the region are here. */
 static void meet(struct team *team) {
     int meeting = atomic_load(&team->meeting);
@@ -40,7 +34,7 @@ static void meet(struct team *team) {
     }
     for (int looks = 0; atomic_load(&team->meeting) == meeting; looks++) {
         if (looks < LOOKS) {
-            look_again();
+            __builtin_ia32_pause();
         } else {
             sched_yield();
         }

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from model.runner import huge_pages
 from model.runner.native import compiled
+from model.runner.native.compiled import FLOAT, INTEGER, fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
@@ -133,20 +134,12 @@ class Layout(ctypes.Structure):
     """`struct layout` of the C code; sizes in elements from one token to the next."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "query_size",
-                "key_size",
-                "value_size",
-                "out_size",
-                "block_size",
-                "group",
-                "head_dim",
-                "padded_dim",
-            )
+        *fields(
+            INTEGER,
+            *("query_size", "key_size", "value_size", "out_size"),
+            *("block_size", "group", "head_dim", "padded_dim"),
         ),
-        ("scaling", ctypes.c_float),
+        *fields(FLOAT, "scaling"),
     )
 
 

@@ -51,17 +51,7 @@ static void *scratch(size_t size) {
     return buffer;
 }
 
-#define NAME(name) name##_f32
-#define ELEMENT float
-#define DEPTH_STEP 1
-#include "wide_attention.inc"
-#undef NAME
-#undef ELEMENT
-#undef DEPTH_STEP
-
-#define NAME(name) name##_bf16
-#define ELEMENT uint16_t
-#define DEPTH_STEP 2
-#include "wide_attention.inc"
+#define EACH_ELEMENT "wide_attention.inc"
+#include "each_element.h"
 
 #endif

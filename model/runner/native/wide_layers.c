@@ -2,10 +2,11 @@
  * else wants its lock has it meanwhile.
  */
 
-#include "team.h"
 #include "wide.h"
 
 #ifdef HAS_WIDE
+
+#include "team.h"
 
 /* What a layer holds; norms: elements, products: packed weights. */
 struct layer {
@@ -43,20 +44,7 @@ struct step {
     const int64_t *sample_rows;
 };
 
-#define NAME(name) name##_f32
-#define ELEMENT float
-#define LOAD(x) (x)
-#define STORE(x) (x)
-#include "wide_layers.inc"
-#undef NAME
-#undef ELEMENT
-#undef LOAD
-#undef STORE
-
-#define NAME(name) name##_bf16
-#define ELEMENT uint16_t
-#define LOAD(x) bf16_to_float(x)
-#define STORE(x) float_to_bf16(x)
-#include "wide_layers.inc"
+#define EACH_ELEMENT "wide_layers.inc"
+#include "each_element.h"
 
 #endif

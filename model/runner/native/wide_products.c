@@ -36,17 +36,7 @@ INLINE WIDE vec gelu_tanh(vec x) {
     return x * sigmoid_wide(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 
-#define NAME(name) name##_f32
-#define ELEMENT float
-#define DEPTH_STEP 1
-#include "wide_products.inc"
-#undef NAME
-#undef ELEMENT
-#undef DEPTH_STEP
-
-#define NAME(name) name##_bf16
-#define ELEMENT uint16_t
-#define DEPTH_STEP 2
-#include "wide_products.inc"
+#define EACH_ELEMENT "wide_products.inc"
+#include "each_element.h"
 
 #endif

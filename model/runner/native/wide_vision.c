@@ -6,10 +6,11 @@
 
 #include <math.h>
 
-#include "team.h"
 #include "wide.h"
 
 #ifdef HAS_WIDE
+
+#include "team.h"
 
 /* What a block holds; norms: elements, products: packed weights, their biases: floats. */
 struct block {
@@ -33,20 +34,7 @@ struct pictures {
     const void *cos, *sin, *spans, *layout;
 };
 
-#define NAME(name) name##_f32
-#define ELEMENT float
-#define LOAD(x) (x)
-#define STORE(x) (x)
-#include "wide_vision.inc"
-#undef NAME
-#undef ELEMENT
-#undef LOAD
-#undef STORE
-
-#define NAME(name) name##_bf16
-#define ELEMENT uint16_t
-#define LOAD(x) bf16_to_float(x)
-#define STORE(x) float_to_bf16(x)
-#include "wide_vision.inc"
+#define EACH_ELEMENT "wide_vision.inc"
+#include "each_element.h"
 
 #endif
