@@ -166,10 +166,15 @@ class Visit:
         expect(self.tab.locator("#answer .status:is(.done, .stopped, .failed)")).to_be_visible()
 
     def open(self, title: str) -> None:
-        """Open a part that is folded away, if it is."""
+        """Open a part that is folded away, if it is.
+
+        Gradio gives its fields the values that it kept for them 10 to 40 ms after they appear, over
+        what was typed by then: sooner than a person could, not sooner than a test.
+        """
         button = self.tab.get_by_role("button", name=title, exact=True)
         if button.get_attribute("aria-expanded") == "false":
             button.click()
+            self.tab.evaluate("() => new Promise((done) => setTimeout(done, 200))")
         expect(button).to_have_attribute("aria-expanded", "true")
 
     def watch_text(self) -> None:
