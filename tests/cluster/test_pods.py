@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tests.cluster.cluster import Cluster
 
 ENDS_ON_TERM = "trap 'echo asked to end; exit 0' TERM; echo running; while :; do sleep 0.1; done"
+# Enough for one of them to be looked at while it is made, if it could be.
+NUM_APART = 5
 
 
 def delete(cluster: Cluster, namespace: str, name: str) -> float:
@@ -191,6 +193,21 @@ def test_probes(cluster: Cluster, namespace: str, probe: str, restarts: bool) ->
     if probe != "startupProbe":
         cluster.wait_for_condition(f"/api/v1/namespaces/{namespace}/pods/probed", "Ready")
     cluster.wait_for(was_seen, "the probe has failed")
+
+
+def test_a_probe_never_looks_at_the_machine_s_own_files(cluster: Cluster, namespace: str) -> None:
+    here = str(cluster.kubeconfig)
+    probe = {"exec": {"command": ["test", "-e", here]}, "periodSeconds": 1, "failureThreshold": 60}
+    names = [f"apart-{number}" for number in range(NUM_APART)]
+    pods = [pod(name, "sleep", "60", container={"startupProbe": probe}) for name in names]
+    cluster.apply(pods, namespace=namespace)
+    for name in names:
+        cluster.wait_for(
+            lambda name=name: "running" in main_status(cluster, namespace, name).get("state", {}),  # type: ignore[misc]
+            f"{name} runs",
+        )
+    time.sleep(1)
+    assert not any(main_status(cluster, namespace, name)["started"] for name in names)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ HEALTHY_SECONDS: Final = 600.0
 RETRY_SECONDS: Final = 1.0
 # After a preStop hook that took all of the grace period.
 LEAST_TERM_SECONDS: Final = 2.0
+ROOT_LOOK_SECONDS: Final = 0.01
 # How soon a grace period that is cut short is noticed.
 LOOK_SECONDS: Final = 0.2
 # Of a process that was killed.
@@ -173,6 +174,9 @@ class Container(threading.Thread):
         # A stop that came while it started has found nothing to signal, and waits without end.
         if self._stopping.is_set():
             process.kill()
+        # Until then a probe that runs a command would look at this machine's own files.
+        while process.poll() is None and not self._has_own_root():
+            time.sleep(ROOT_LOOK_SECONDS)
         self.observed.state = {"running": {"startedAt": now()}}
         self._on_change()
         self._begin_probes()
@@ -339,6 +343,14 @@ class Container(threading.Thread):
         except OSError:
             return None
         return int(children.split()[0]) if children.strip() else None
+
+    def _has_own_root(self) -> bool:
+        """Whether the script has made the container's root, and gone there."""
+        pid = self._first_process()
+        try:
+            return pid is not None and not os.path.samefile(f"/proc/{pid}/root", "/")
+        except OSError:
+            return False  # it has ended
 
     def _signal(self, number: signal.Signals) -> None:
         pid = self._first_process()
