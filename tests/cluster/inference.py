@@ -18,13 +18,17 @@ UNREADY: Final = 5
 
 
 def inference_service(
-    name: str, *, replicas: int = 1, environment: dict[str, str] | None = None
+    name: str,
+    *,
+    replicas: int = 1,
+    image: str = IMAGE,
+    environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """A plain one, in Standard mode, without an autoscaler or routes of KServe's."""
     variables = [{"name": key, "value": value} for key, value in (environment or {}).items()]
     container = {
         "name": "kserve-container",
-        "image": IMAGE,
+        "image": image,
         "args": ["--http_port=8080", "--grpc_port=8081", f"--server.unready-seconds={UNREADY}"],
         "env": variables,
         "ports": [

@@ -24,6 +24,7 @@ from model.canary.traffic import RouteTraffic
 from tests.canary.states import make_state
 from tests.canary.test_rollout import Story
 from tests.cluster.inference import inference_service
+from tests.cluster.node.images import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
 STABLE: Final = "vl"
 CANARY: Final = "vl-canary"
 ROUTE: Final = "vl"
+# Nobody asks them for more than whether they are ready.
+IMAGE: Final = "example/ready:1"
+READY: Final = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("", 8080), Handler).serve_forever()
+"""
 CONTROLLER: Final = "example.com/gateway"
 GOOD: Final = Measured(
     num_requests=500, error_ratio=0.0, ttft_p95_seconds=0.2, itl_p95_seconds=0.01
@@ -118,7 +129,7 @@ class Pools:
             canary=CANARY,
             changes=None,
             followers=(),
-            plan=Plan(steps=(10, 100), hold_seconds=0, interval_seconds=1),
+            plan=Plan(steps=(10, 100), hold_seconds=0, interval_seconds=0.2),
             phase=Phase.STARTING,
             started_at=now,
             phase_started_at=now,
@@ -182,8 +193,9 @@ def route() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pools(cluster: Cluster, kserve: KServe) -> Iterator[Pools]:
     """All tests here share it; each leaves the route as it was."""
+    cluster.add_image(IMAGE, Image(("python3", "-c", READY)))
     with cluster.namespace("pools") as namespace:
-        services = [inference_service(name) for name in (STABLE, CANARY)]
+        services = [inference_service(name, image=IMAGE) for name in (STABLE, CANARY)]
         objects = [*services, pool(STABLE), pool(CANARY), route()]
         cluster.apply(objects, namespace=namespace)
         for name in (STABLE, CANARY):
