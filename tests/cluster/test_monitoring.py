@@ -13,7 +13,7 @@ import pytest
 
 from tests.chart.helm import named, of_kind, render
 from tests.cluster.components.prometheus import job_of_monitor
-from tests.cluster.inference import described, inference_service
+from tests.cluster.inference import described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.cluster.node.api import Json
 
 FULLNAME: Final = "photos-qwen3-vl"
+SERVERS: Final = f"app=isvc.{FULLNAME}-predictor"
+NUM_ASKED: Final = 3
 WATCHED: Final[Json] = {
     "probes": {"startup": {"periodSeconds": 1}, "readiness": {"periodSeconds": 1}},
     "routing": {"enabled": True, "backend": "pool"},
@@ -57,11 +59,11 @@ class Watched:
 def watched(
     cluster: Cluster, kserve: KServe, prometheus: Prometheus, gpus: Gpus, sample_image: bytes
 ) -> Iterator[Watched]:
-    """The server with pickers, asked a few times."""
+    """The server with pickers, asked a few times; all tests here share it."""
     with cluster.namespace("watched") as namespace:
         cluster.apply(installed(WATCHED, namespace))
         kserve.wait_until_ready(namespace, FULLNAME, seconds=240)
-        pods = cluster.ready_pods(namespace, f"app=isvc.{FULLNAME}-predictor")
+        pods = cluster.ready_pods(namespace, SERVERS)
         gpus.share(50, pods, pods)
         listed = cluster.kubectl(
             *("get", "podmonitors,prometheusrules,configmaps", "--output", "json"),
@@ -81,7 +83,7 @@ def watched(
         groups = [group | {"interval": "1s"} for group in release.groups]
         with prometheus.configured(jobs=jobs, groups=groups):
             prometheus.wait_for_series(f'qwen3vl_phase{{namespace="{namespace}"}}')
-            for _ in range(3):
+            for _ in range(NUM_ASKED):
                 described(f"http://{pods[0]['status']['podIP']}:8080", sample_image)
             yield release
 
@@ -94,30 +96,6 @@ def installed(values: Json, namespace: str) -> list[Json]:
         if not one["apiVersion"].startswith(GATEWAY_POLICIES)
         and "helm.sh/hook" not in one["metadata"].get("annotations", {})
     ]
-
-
-def test_prometheus_knows_each_ready_pod_by_its_inference_service(
-    cluster: Cluster, kserve: KServe, prometheus: Prometheus, namespace: str, sample_image: bytes
-) -> None:
-    cluster.apply([inference_service("watched")], namespace=namespace)
-    kserve.wait_until_ready(namespace, "watched")
-    (pod,) = cluster.ready_pods(namespace, "app=isvc.watched-predictor")
-    own = f'namespace="{namespace}",inferenceservice="watched"'
-    (up,) = prometheus.wait_for_series(f"up{{{own}}} == 1")
-    assert up.labels["pod"] == pod["metadata"]["name"]
-    assert described(f"http://{pod['status']['podIP']}:8080", sample_image)
-    finished = f"qwen3vl_finished_sequences_total{{{own}}}"
-    prometheus.wait_for_series(f"sum({finished}) == 1")
-    recorded_at = time.time()
-    with prometheus.away():
-        pass
-    # It has asked the pod anew: what it asked only before is not forgotten for five minutes.
-    prometheus.wait_for_series(f"timestamp(up{{{own}}}) > {time.time():.3f}")
-    # What it had recorded has outlived it.
-    assert prometheus.value(f"sum({finished} @ {recorded_at:.3f})") == 1
-    name = pod["metadata"]["name"]
-    cluster.kubectl("delete", "pod", name, "--namespace", namespace, "--wait=false")
-    cluster.wait_for(lambda: not prometheus.query(f'up{{pod="{name}"}}'), "it is forgotten")
 
 
 def test_the_monitors_find_every_pod_of_the_server_and_of_the_pickers(
@@ -168,6 +146,27 @@ def test_every_query_of_the_dashboard_draws_something(
             return any(math.isfinite(sample.value) for sample in samples)
 
         cluster.wait_for(draws, f"{where} draws {query}", seconds=30, every=0.5)
+
+
+def test_prometheus_knows_each_ready_pod_by_its_inference_service(
+    cluster: Cluster, prometheus: Prometheus, watched: Watched
+) -> None:
+    (pod,) = cluster.ready_pods(watched.namespace, SERVERS)
+    name = pod["metadata"]["name"]
+    own = f'job="servers",namespace="{watched.namespace}",inferenceservice="{FULLNAME}"'
+    (up,) = prometheus.wait_for_series(f"up{{{own}}} == 1")
+    assert up.labels["pod"] == name
+    finished = f"qwen3vl_finished_sequences_total{{{own}}}"
+    prometheus.wait_for_series(f"sum({finished}) == {NUM_ASKED}")
+    recorded_at = time.time()
+    with prometheus.away():
+        pass
+    # It has asked the pod anew: what it asked only before is not forgotten for five minutes.
+    prometheus.wait_for_series(f"timestamp(up{{{own}}}) > {time.time():.3f}")
+    # What it had recorded has outlived it.
+    assert prometheus.value(f"sum({finished} @ {recorded_at:.3f})") == NUM_ASKED
+    cluster.kubectl("delete", "pod", name, "--namespace", watched.namespace, "--wait=false")
+    cluster.wait_for(lambda: not prometheus.query(f'up{{pod="{name}"}}'), "it is forgotten")
 
 
 def queries_of(watched: Watched) -> Iterator[tuple[str, str]]:
