@@ -6,6 +6,7 @@ Only the GPUs' figures are made up; Prometheus, adapter, KEDA, HPA controller an
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -183,11 +184,37 @@ def releases(
             cluster.helm("uninstall", "photos", "--namespace", one.namespace)
 
 
+@pytest.fixture(scope="module")
+def scaled(
+    releases: dict[str, Scaled],
+    adapter: Adapter,
+    keda: None,
+    gpus: Gpus,
+    gateway_figures: Exporter,
+    sample_image: bytes,
+) -> Iterator[dict[str, Future[Scaled]]]:
+    """Each release, once it has been scaled up and down: side by side, as they mostly wait."""
+    gpu, queue, woken = (releases[name] for name in ("gpu", "queue", "keda"))
+    adapter.read_rules(gpu.rules, queue.rules)
+    # A flood takes both cores: one after the other.
+    turn = threading.Lock()
+    with ThreadPoolExecutor() as threads:
+        yield {
+            "gpu": threads.submit(scale_by_gpus, gpu, gpus),
+            "queue": threads.submit(scale_by_queue, queue, turn, sample_image),
+            "keda": threads.submit(scale_by_keda, woken, gateway_figures, turn, sample_image),
+        }
+
+
 def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
-    releases: dict[str, Scaled], adapter: Adapter, gpus: Gpus
+    scaled: dict[str, Future[Scaled]],
 ) -> None:
-    scaled = releases["gpu"]
-    adapter.read_rules(scaled.rules)
+    release = scaled["gpu"].result()
+    assert release.has_gone_up_and_down_once(), release.wanted
+
+
+def scale_by_gpus(scaled: Scaled, gpus: Gpus) -> Scaled:
+    """Wait for three pods of one, and for one of three; each stays for a while."""
 
     def busy() -> None:
         # As much as keeps three pods at their target.
@@ -202,38 +229,45 @@ def test_busy_gpus_make_three_pods_of_one_and_idle_ones_one_of_three(
     scaled.stay(STAY_SECONDS, busy)
     scaled.wait_for(1, idle)
     scaled.stay(STAY_SECONDS, idle)
-    assert scaled.has_gone_up_and_down_once(), scaled.wanted
+    return scaled
 
 
-def test_a_queue_alone_does_it_too(
-    releases: dict[str, Scaled], adapter: Adapter, sample_image: bytes
-) -> None:
-    scaled = releases["queue"]
-    adapter.read_rules(scaled.rules)
+def test_a_queue_alone_does_it_too(scaled: dict[str, Future[Scaled]]) -> None:
+    release = scaled["queue"].result()
+    assert release.has_gone_up_and_down_once(), release.wanted
+
+
+def scale_by_queue(scaled: Scaled, turn: threading.Lock, picture: bytes) -> Scaled:
+    """Wait for three pods of one, which stay for a while, and for one of three."""
     scaled.wait_for(1)
-    with flood(scaled.url, sample_image):
+    with turn, flood(scaled.url, picture):
         scaled.wait_for(3)
         scaled.stay(STAY_SECONDS)
     scaled.wait_for(1)
-    assert scaled.has_gone_up_and_down_once(), scaled.wanted
+    return scaled
 
 
-@pytest.mark.usefixtures("keda")
-def test_keda_wakes_a_pod_adds_two_and_takes_all_away(
-    releases: dict[str, Scaled], gateway_figures: Exporter, sample_image: bytes
-) -> None:
-    scaled = releases["keda"]
+def test_keda_wakes_a_pod_adds_two_and_takes_all_away(scaled: dict[str, Future[Scaled]]) -> None:
+    release = scaled["keda"].result()
+    assert release.has_gone_up_and_down_once(), release.wanted
+
+
+def scale_by_keda(
+    scaled: Scaled, gateway_figures: Exporter, turn: threading.Lock, picture: bytes
+) -> Scaled:
+    """Wait for a pod of none, for three of one, and for none of three."""
     refused(gateway_figures, 0)
     scaled.wait_for(0)
     scaled.wanted.clear()
-    # The gateway has nobody to send a request to.
-    refused(gateway_figures, 1)
-    scaled.wait_for(1)
-    refused(gateway_figures, 0)
-    with flood(scaled.url, sample_image):
-        scaled.wait_for(3)
+    with turn:
+        # The gateway has nobody to send a request to.
+        refused(gateway_figures, 1)
+        scaled.wait_for(1)
+        refused(gateway_figures, 0)
+        with flood(scaled.url, picture):
+            scaled.wait_for(3)
     scaled.wait_for(0)
-    assert scaled.has_gone_up_and_down_once(), scaled.wanted
+    return scaled
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from tests.cluster.components.prometheus import NAMESPACE, PORT, SERVICE
 from tests.cluster.tools.cache import sources
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.cluster.cluster import Cluster
     from tests.cluster.node.api import Json
 
@@ -20,6 +22,10 @@ VERSIONS: Final = ("v1beta1", "v1beta2")
 READER: Final = "custom-metrics-server-resources"
 # Upstream's are about metrics.k8s.io, of which the chart makes no use.
 LEFT_OUT: Final = ("APIService", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget")
+# Upstream's Deployment reads this file of this ConfigMap.
+CONFIGURATION: Final = "adapter-config"
+FILE: Final = "config.yaml"
+RULES: Final = "rules:\n"
 RELIST_SECONDS: Final = 2
 START_SECONDS: Final = 120.0
 
@@ -30,16 +36,14 @@ class Adapter:
 
     cluster: Cluster
 
-    def read_rules(self, config_map: str) -> None:
-        """Run with the rules of a ConfigMap of its namespace; return when it serves."""
-        config_volume = {"name": "config", "configMap": {"name": config_map}}
-        volumes = [config_volume, *({"name": name, "emptyDir": {}} for name in _FOLDERS)]
-        # It reads them at its start alone: another name makes another pod.
-        template = {"spec": {"volumes": volumes}}
-        self.cluster.api.patch(
-            f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}",
-            {"spec": {"replicas": 1, "template": template}},
-        )
+    def read_rules(self, *config_maps: str) -> None:
+        """Run with the rules of ConfigMaps of its namespace; return when it serves.
+
+        Once: it reads them at its start alone.
+        """
+        self.cluster.apply([_configuration(self._joined(config_maps))])
+        deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
+        self.cluster.api.patch(deployment, {"spec": {"replicas": 1}})
         self.cluster.wait_for_deployment(NAMESPACE, NAME, seconds=START_SECONDS)
         for version in VERSIONS:
             path = f"/apis/apiregistration.k8s.io/v1/apiservices/{version}.{GROUP}"
@@ -51,8 +55,12 @@ class Adapter:
         found = self.cluster.api.find(path) or {"items": []}
         return {one["describedObject"]["name"]: one["value"] for one in found["items"]}
 
-
-_FOLDERS: Final = ("tmpfs", "volume-serving-cert")
+    def _joined(self, config_maps: Sequence[str]) -> str:
+        """One configuration of several: the adapter reads one, and lists of rules can be joined."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
+        texts = [self.cluster.api.get(f"{path}/{name}")["data"][FILE] for name in config_maps]
+        assert all(text.startswith(RULES) for text in texts), texts
+        return RULES + "".join(text.removeprefix(RULES) for text in texts)
 
 
 def install_adapter(cluster: Cluster) -> Adapter:
@@ -63,6 +71,15 @@ def install_adapter(cluster: Cluster) -> Adapter:
     kept = [_adapted(one) for one in objects if one["kind"] not in LEFT_OUT]
     cluster.apply([*kept, _reader(), *map(_api_service, VERSIONS)])
     return Adapter(cluster)
+
+
+def _configuration(rules: str) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": CONFIGURATION, "namespace": NAMESPACE},
+        "data": {FILE: rules},
+    }
 
 
 def _adapted(one: Json) -> Json:
