@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,11 +78,13 @@ def objects(cluster: Cluster, namespace: str) -> Objects:
         found = cluster.kubectl("get", wanted, *where, "--output=name", "--ignore-not-found")
         return set(found.split())
 
-    return Objects(
-        listed(inside, "--namespace", namespace),
-        listed(inside, "--namespace", GATEWAY_NAMESPACE),
-        listed(outside),
-    )
+    with ThreadPoolExecutor() as threads:
+        asked = [
+            threads.submit(listed, inside, "--namespace", namespace),
+            threads.submit(listed, inside, "--namespace", GATEWAY_NAMESPACE),
+            threads.submit(listed, outside),
+        ]
+    return Objects(*(one.result() for one in asked))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tests.cluster.components.kserve import KServe
 
 ALL = {**COMBINATIONS, **files()}
+NUM_AT_A_TIME = 3
 # Operators that the chart writes for, and no cluster of these tests need have.
 ELSEWHERE = {
     "cert-manager.io",
@@ -59,10 +61,8 @@ def group(one: Object) -> str:
     return str(one["apiVersion"]).rpartition("/")[0]
 
 
-@pytest.mark.parametrize("values", ALL.values(), ids=list(ALL))
-def test_every_combination_of_values_is_accepted(
-    cluster: Cluster, place: str, known: set[tuple[str, str]], values: Values
-) -> None:
+def judge(cluster: Cluster, place: str, known: set[tuple[str, str]], values: Values) -> None:
+    """Fail where a combination of values is not accepted."""
     objects = render(values, namespace=place)
     foreign = [one for one in objects if (one["apiVersion"], one["kind"]) not in known]
     assert {group(one) for one in foreign} <= ELSEWHERE
@@ -70,6 +70,25 @@ def test_every_combination_of_values_is_accepted(
     told = dry_run(cluster, ours)
     assert len(told.splitlines()) == len(ours)
     assert "inferenceservice.serving.kserve.io/" in told
+
+
+@pytest.fixture(scope="module")
+def judgements(
+    cluster: Cluster, place: str, known: set[tuple[str, str]]
+) -> Iterator[dict[str, Future[None]]]:
+    """Of all combinations, a few at a time: each is a chain of programs, of which one runs."""
+    with ThreadPoolExecutor(NUM_AT_A_TIME) as threads:
+        yield {
+            name: threads.submit(judge, cluster, place, known, values)
+            for name, values in ALL.items()
+        }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_combination_of_values_is_accepted(
+    judgements: dict[str, Future[None]], name: str
+) -> None:
+    judgements[name].result()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine.outside import running_machine
 from tests.cluster.pods import pod
-with running_machine(Path(sys.argv[1])) as machine:
+with running_machine(Path(sys.argv[1]), num_nodes=1) as machine:
     cluster = Cluster(machine)
     with cluster.namespace() as namespace:
         # Its command line tells whose it is.
