@@ -59,7 +59,16 @@ class TokenStream:
         # Not an asyncio.Queue: that costs more than all else that is done here for a token.
         self._events: deque[TokenEvent] = deque()
         self._waiting: asyncio.Future[None] | None = None
+        self._tap: Callable[[TokenEvent], bool] | None = None
         self._over = False
+
+    def tap(self, take: Callable[[TokenEvent], bool]) -> None:
+        """Offer events to `take` first, while the reader waits for the next.
+
+        It says False to what it leaves for the reader; what it raises, the reader gets. Never
+        offered is the event that ends the stream.
+        """
+        self._tap = take
 
     def __aiter__(self) -> TokenStream:
         return self
@@ -84,9 +93,19 @@ class TokenStream:
             self._engine.abort(self.request_id, reason)
 
     def _deliver(self, event: TokenEvent) -> None:
+        waiting = self._waiting
+        if waiting is None or waiting.done():
+            self._events.append(event)
+            return
+        if self._tap is not None and event.finish_reason is None:
+            try:
+                if self._tap(event):
+                    return
+            except Exception as error:
+                waiting.set_exception(error)
+                return
         self._events.append(event)
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        waiting.set_result(None)
 
 
 class Engine:

@@ -20,7 +20,7 @@ from model.errors import QueueFull, ServingError
 from model.serving.body import INTERNAL_ERROR, until_disconnect
 from model.serving.describe_body import read_batch
 from model.serving.request_id import request_id_of
-from model.serving.sse import EventStream, wanted_form
+from model.serving.sse import EventStream, Outlet, wanted_form
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -80,7 +80,8 @@ def batch_router(describer: Describer, lifecycle: Lifecycle, settings: Settings)
             form = wanted_form(request.headers.get("accept", ""), asked.options.stream)
             if form is not None:
                 events = lifecycle.holding(_events(describer, asked.entries, head))
-                return await EventStream.begin(request.receive, events, form)
+                outlet = Outlet(request.scope, form)
+                return await EventStream.begin(request.receive, events, outlet)
             answer = await until_disconnect(request.receive, _whole(describer, asked.entries))
             return JSONResponse({**head, **answer})
 

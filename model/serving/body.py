@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from fastapi import routing
 from fastapi.exceptions import RequestValidationError
@@ -50,7 +50,7 @@ GZIP_WBITS: Final = 31
 CLIENT_CLOSED_REQUEST: Final = 499
 # A key of ASGI's http.request messages: bytes of the body that have come so far.
 NUM_RECEIVED: Final = "num_received"
-# A key of ASGI's scope["extensions"]: see Exchange.offer.
+# A key of ASGI's scope["extensions"]: see PieceWriter.
 PIECE_WRITER: Final = "qwen3vl.piece_writer"
 INTERNAL_ERROR: Final = "internal error; the server's log says more"
 
@@ -190,12 +190,31 @@ def _inflater(encoding: str) -> _Inflater | None:
             )
 
 
-def piece_writer(scope: Scope) -> Callable[[bytes], bool]:
-    """What sends a piece of the body at once, and says False where only ASGI's `send` can."""
-    writer: Callable[[bytes], bool] = scope.get("extensions", {}).get(
-        PIECE_WRITER, lambda piece: False
-    )
+def piece_writer(scope: Scope) -> PieceWriter:
+    """The connection's own, or one that is never ready."""
+    writer: PieceWriter = scope.get("extensions", {}).get(PIECE_WRITER, _NEVER)
     return writer
+
+
+class PieceWriter(Protocol):
+    """Sends pieces of a body at once, past the app's layers, which leave bodies alone."""
+
+    def ready(self) -> bool:
+        """Whether `write` may be called; else only ASGI's `send` can wait, count or refuse."""
+
+    def write(self, data: bytes) -> None:
+        """Send one more piece."""
+
+
+class _Never:
+    def ready(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        raise AssertionError("never ready")
+
+
+_NEVER: Final = _Never()
 
 
 async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from model.serving.body import until_disconnect
 from model.serving.describe_body import read_question
 from model.serving.request_id import request_id_of
-from model.serving.sse import EventStream, wanted_form
+from model.serving.sse import EventStream, Outlet, wanted_form
 
 if TYPE_CHECKING:
     from model.serving.describer import Describer
@@ -34,8 +34,9 @@ def describe_router(describer: Describer, lifecycle: Lifecycle, settings: Settin
             head = {"id": request_id_of(request), "model": describer.model_name}
             form = wanted_form(request.headers.get("accept", ""), question.options.stream)
             if form is not None:
-                events = lifecycle.holding(describer.events(question, head))
-                return await EventStream.begin(request.receive, events, form)
+                outlet = Outlet(request.scope, form)
+                events = lifecycle.holding(describer.events(question, head, outlet.tap))
+                return await EventStream.begin(request.receive, events, outlet)
             answer = await until_disconnect(request.receive, describer.answer(question))
             return JSONResponse({**head, **answer})
 

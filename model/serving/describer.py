@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from model.request import GenerateRequest, SamplingParams
     from model.serving.describe_body import Options
-    from model.serving.generation import Completion
+    from model.serving.generation import Completion, TextDelta
     from model.serving.kserve_model import Qwen3VLModel
+    from model.serving.tap import Tap
 
 
 class Describer:
@@ -73,11 +74,12 @@ class Describer:
         return _answer(request, completion, question.options, prepare_seconds)
 
     async def events(
-        self, question: Question, head: dict[str, Any]
+        self, question: Question, head: dict[str, Any], tap: Tap[dict[str, Any]]
     ) -> AsyncGenerator[dict[str, Any], None]:
         """A start, the text as it comes, an end that holds the whole answer.
 
-        head: what start and end carry beside it; closing the generator cancels
+        head: what start and end carry beside it; tap: where the text may go instead; closing the
+        generator cancels
         """
         started = time.monotonic()
         pipeline = self._model.pipeline
@@ -85,6 +87,12 @@ class Describer:
         prepare_seconds = time.monotonic() - started
         [generation] = pipeline.start([request])
         transcript = Transcript(generation)
+
+        def piece(delta: TextDelta) -> dict[str, Any]:
+            transcript.add(delta)
+            return {"type": "delta", "text": delta.text} if delta.text else {}
+
+        generation.tap(tap.after(piece))
         try:
             tokens = {
                 "prompt_tokens": generation.prompt_tokens,
@@ -92,9 +100,8 @@ class Describer:
             }
             yield {"type": "start", **head, "images": _images(request), "usage": tokens}
             async for delta in generation:
-                transcript.add(delta)
-                if delta.text:
-                    yield {"type": "delta", "text": delta.text}
+                if told := piece(delta):
+                    yield told
         finally:
             generation.close()
         answer = _answer(request, transcript.completion(), question.options, prepare_seconds)

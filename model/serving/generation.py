@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Checkpoint
     from model.engine.loop import Engine, TokenStream
-    from model.request import TokenLogprobs
+    from model.request import TokenEvent, TokenLogprobs
     from model.serving.chat import EncodedPrompt, PromptEncoder
     from model.serving.detokenizer import IncrementalDetokenizer
     from model.serving.prompt import EncodedImage, Prompt
+    from model.serving.tap import Tap
     from model.settings import Settings
 
 MAX_GRAMMARS = 32
@@ -96,6 +97,9 @@ class Generation:
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._stream = stream
         self._detokenizer = detokenizer
+        self._told: list[tuple[int, TokenLogprobs]] = []
+        # Read already, and left for the iterator.
+        self._last: TextDelta | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -109,33 +113,57 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[TextDelta]:
         """Yield text as it becomes certain; leaving early cancels. Raises ServingError."""
-        told: list[tuple[int, TokenLogprobs]] = []
-        detokenizer = self._detokenizer
         try:
             async for event in self._stream:
-                # An event that only says how it ended does not know them.
-                self.queue_seconds = event.queue_seconds or self.queue_seconds
-                self.cached_tokens = event.num_cached_tokens or self.cached_tokens
-                if event.prompt_logprobs is not None:
-                    self.prompt_logprobs = event.prompt_logprobs
-                if event.error is not None:
-                    raise event.error
-                text = "" if event.token_id is None else detokenizer.push(event.token_id)
-                if event.token_id is not None and event.logprobs is not None:
-                    told.append((event.token_id, event.logprobs))
-                reason = event.finish_reason
-                if detokenizer.stopped:
-                    reason = FinishReason.STOP
-                elif reason is not None:
-                    text += detokenizer.flush()
-                if text or reason is not None:
-                    yield TextDelta(text, event.num_completion_tokens, reason, tuple(told))
-                    told.clear()
-                if reason is not None:
-                    return
+                delta = self._last or self._read(event)
+                if delta is not None:
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
         finally:
-            reason = FinishReason.STOP if detokenizer.stopped else FinishReason.CANCELLED
-            self._stream.close(reason)
+            stopped = self._detokenizer.stopped
+            self._stream.close(FinishReason.STOP if stopped else FinishReason.CANCELLED)
+
+    def tap(self, tap: Tap[TextDelta]) -> None:
+        """Give deltas to a tap where it is ready, the last one never."""
+
+        def take(event: TokenEvent) -> bool:
+            if not tap.ready():
+                return False
+            delta = self._read(event)
+            if delta is None:
+                return True
+            if delta.finish_reason is not None:
+                self._last = delta
+                return False
+            tap.put(delta)
+            return True
+
+        self._stream.tap(take)
+
+    def _read(self, event: TokenEvent) -> TextDelta | None:
+        """What an event adds, if it does; raises the error that it carries."""
+        # An event that only says how it ended does not know them.
+        self.queue_seconds = event.queue_seconds or self.queue_seconds
+        self.cached_tokens = event.num_cached_tokens or self.cached_tokens
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
+        if event.error is not None:
+            raise event.error
+        detokenizer = self._detokenizer
+        text = "" if event.token_id is None else detokenizer.push(event.token_id)
+        if event.token_id is not None and event.logprobs is not None:
+            self._told.append((event.token_id, event.logprobs))
+        reason = event.finish_reason
+        if detokenizer.stopped:
+            reason = FinishReason.STOP
+        elif reason is not None:
+            text += detokenizer.flush()
+        if not text and reason is None:
+            return None
+        told = tuple(self._told)
+        self._told.clear()
+        return TextDelta(text, event.num_completion_tokens, reason, told)
 
     def close(self) -> None:
         """Cancel what has not finished."""

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
     from model.engine.batch import Runner
     from model.request import GenerateRequest, SamplingParams
-    from model.serving.generation import Completion
+    from model.serving.generation import Completion, TextDelta
+    from model.serving.tap import Tap
     from model.settings import Settings
 
 
@@ -194,8 +195,10 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
         self._count(result.batch, queued, result.generated)
         return response
 
-    async def stream(self, request: InferRequest) -> AsyncIterator[Delta]:
-        """Each piece of text as it comes; the last has a finish_reason.
+    async def stream(
+        self, request: InferRequest, tap: Tap[Delta] | None = None
+    ) -> AsyncIterator[Delta]:
+        """Each piece of text as it comes, here or by the tap; the last has a finish_reason.
 
         Raises InvalidRequest unless the request is for exactly one sequence.
         """
@@ -207,10 +210,18 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
                 )
             [generation] = self.pipeline.start(batch.requests)
             prompt_tokens = generation.prompt_tokens
+
+            def piece(delta: TextDelta) -> Delta:
+                text, num_tokens, reason, _ = delta
+                return Delta(
+                    text, "" if reason is None else reason.value, prompt_tokens, num_tokens
+                )
+
+            if tap is not None:
+                generation.tap(tap.after(piece))
             try:
-                async for text, num_tokens, reason, _ in generation:
-                    told = "" if reason is None else reason.value
-                    yield Delta(text, told, prompt_tokens, num_tokens)
+                async for delta in generation:
+                    yield piece(delta)
             finally:
                 generation.close()
         self._count(batch, generation.queue_seconds, time.monotonic_ns())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
     from model.serving.generation import Completion, Generation
+    from model.serving.tap import Tap
 
 NULL: Final = b"null"
 
@@ -170,14 +171,17 @@ def reason_of(delta: TextDelta) -> str | None:
 
 
 async def interleaved(
-    generations: Seq[Generation],
+    generations: Seq[Generation], tap: Tap[list[tuple[int, TextDelta]]] | None = None
 ) -> AsyncGenerator[list[tuple[int, TextDelta]], None]:
     """The deltas of several answers as they come; those of one step together.
 
+    tap: where those of one answer alone may go instead
     Leaving early, or an error of one, cancels all.
     """
     try:
         if len(generations) == 1:
+            if tap is not None:
+                generations[0].tap(tap.after(lambda delta: [(0, delta)]))
             async for delta in generations[0]:
                 yield [(0, delta)]
             return

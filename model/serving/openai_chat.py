@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from model.serving.detokenizer import TokenBytes
     from model.serving.generation import Pipeline, TextDelta
     from model.serving.kserve_model import Qwen3VLModel
+    from model.serving.tap import Tap
     from model.serving.tool_calls import Piece
 
 KIND: Final = "chat.completion"
@@ -144,7 +145,7 @@ class Chat:
             )
         return answer
 
-    async def events(self, model: Qwen3VLModel) -> AsyncGenerator[bytes, None]:
+    async def events(self, model: Qwen3VLModel, tap: Tap[bytes]) -> AsyncGenerator[bytes, None]:
         """The answer as chunks, those of one step together; raises ServingError."""
         options = self.fields.stream
         assert options is not None, "only a request that asks for a stream has one"
@@ -156,14 +157,18 @@ class Chat:
             _Writer(self, ChunkFrame(self.head, CHUNK_KIND, index, usage), token_bytes)
             for index in range(self.fields.n)
         ]
-        async with aclosing(interleaved(generations)) as steps:
+
+        def chunks_of(deltas: list[tuple[int, TextDelta]]) -> bytes:
+            chunks = []
+            for index, delta in deltas:
+                usage.count(index, delta.num_completion_tokens)
+                chunks += writers[index].write(delta)
+            return b"".join(chunks)
+
+        async with aclosing(interleaved(generations, tap.after(chunks_of))) as steps:
             async for deltas in steps:
-                chunks = []
-                for index, delta in deltas:
-                    usage.count(index, delta.num_completion_tokens)
-                    chunks += writers[index].write(delta)
-                if chunks:
-                    yield b"".join(chunks)
+                if chunks := chunks_of(deltas):
+                    yield chunks
         if options.usage:
             yield usage_chunk(self.head, CHUNK_KIND, usage)
 

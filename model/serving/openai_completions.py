@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from model.serving.generation import Completion
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.openai_fields import CommonFields
+    from model.serving.tap import Tap
 
 KIND: Final = "text_completion"
 DEFAULT_MAX_TOKENS: Final = 16
@@ -125,7 +126,7 @@ class Completions:
         choices = await asyncio.to_thread(make) if told else make()
         return {**self.head.fields(KIND), "choices": choices, "usage": tally.usage()}
 
-    async def events(self, model: Qwen3VLModel) -> AsyncGenerator[bytes, None]:
+    async def events(self, model: Qwen3VLModel, tap: Tap[bytes]) -> AsyncGenerator[bytes, None]:
         """The answer as chunks, those of one step together; raises ServingError."""
         options = self.fields.stream
         assert options is not None, "only a request that asks for a stream has one"
@@ -135,14 +136,18 @@ class Completions:
         generations = pipeline.start(requests)
         usage = StreamUsage(generations, self.best_of, options.usage, options.continuous_usage)
         frames = [ChunkFrame(self.head, KIND, index, usage) for index in range(len(generations))]
-        async with aclosing(interleaved(generations)) as steps:
+
+        def chunks_of(deltas: list[tuple[int, TextDelta]]) -> bytes:
+            chunks = []
+            for index, delta in deltas:
+                said = choices[index].read(delta, generations[index].prompt_logprobs)
+                usage.count(index, 0 if self.prompt_only else delta.num_completion_tokens)
+                chunks.append(_chunk(frames[index], said))
+            return b"".join(chunks)
+
+        async with aclosing(interleaved(generations, tap.after(chunks_of))) as steps:
             async for deltas in steps:
-                chunks = []
-                for index, delta in deltas:
-                    said = choices[index].read(delta, generations[index].prompt_logprobs)
-                    usage.count(index, 0 if self.prompt_only else delta.num_completion_tokens)
-                    chunks.append(_chunk(frames[index], said))
-                yield b"".join(chunks)
+                yield chunks_of(deltas)
         if options.usage:
             yield usage_chunk(self.head, KIND, usage)
 

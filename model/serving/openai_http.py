@@ -23,7 +23,7 @@ from model.serving.openai_errors import PREFIXES
 from model.serving.openai_fields import ignored_header
 from model.serving.openai_tokens import detokenize, tokenize
 from model.serving.parameters import shown
-from model.serving.sse import EventStream
+from model.serving.sse import EventStream, Outlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -117,8 +117,9 @@ class _Routes:
                 answer = asked.answer(self._model)
                 return json_response(await until_disconnect(request.receive, answer), ignored)
             # Held open by the stream itself: the handler returns long before the last byte.
-            events = self._lifecycle.holding(asked.events(self._model))
-            stream = await EventStream.begin(request.receive, events, EVENTS)
+            outlet = Outlet(request.scope, EVENTS)
+            events = self._lifecycle.holding(asked.events(self._model, outlet.tap))
+            stream = await EventStream.begin(request.receive, events, outlet)
             stream.headers.update(ignored)
             return stream
 

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from model.errors import EngineFailure, ServingError
 from model.serving.body import INTERNAL_ERROR, piece_writer, until_disconnect
+from model.serving.tap import Tap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -103,36 +104,56 @@ def wanted_form(accept: str, stream: bool | None) -> StreamFormat | None:
     return forms[0] if forms else TYPED_EVENTS
 
 
+class Outlet:
+    """Where the objects of one stream leave, in one format: the answer to a request.
+
+    tap: the short way, for who makes the objects
+    """
+
+    def __init__(self, scope: Scope, form: StreamFormat) -> None:
+        self.form = form
+        self.last_sent = 0.0
+        self._writer = piece_writer(scope)
+        self.tap: Tap[Any] = Tap(self._writer.ready, self._put)
+
+    async def send(self, item: object, send: Send) -> None:
+        """Send an object, at once or as soon as the client has read enough."""
+        if self._writer.ready():
+            self._put(item)
+            return
+        self.last_sent = time.monotonic()
+        await send(_piece(self.form.encode(item)))
+
+    def _put(self, item: object) -> None:
+        """Whoever makes objects may find that there is nothing to say."""
+        if item:
+            self.last_sent = time.monotonic()
+            self._writer.write(self.form.encode(item))
+
+
 class EventStream(Response):
     """Objects as they come, in one format; an error on the way is told by a last object."""
 
     def __init__(
-        self,
-        first: asyncio.Future[Any],
-        rest: AsyncGenerator[Any, None],
-        form: StreamFormat = EVENTS,
+        self, first: asyncio.Future[Any], rest: AsyncGenerator[Any, None], outlet: Outlet
     ) -> None:
-        super().__init__(headers={"Content-Type": form.content_type, **HEADERS})
+        super().__init__(headers={"Content-Type": outlet.form.content_type, **HEADERS})
         # The body comes in pieces; Response counted an empty one.
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
-        self._form = form
-        self._last_sent = 0.0
+        self._outlet = outlet
 
     @classmethod
     async def begin(
-        cls,
-        receive: Receive,
-        objects: AsyncGenerator[Any, None],
-        form: StreamFormat = EVENTS,
+        cls, receive: Receive, objects: AsyncGenerator[Any, None], outlet: Outlet
     ) -> EventStream:
         """Wait for the first object, so that an error before it is a status and not a 200.
 
         Where there are comments, no longer than a connection may be silent: then they begin.
         """
         first = asyncio.ensure_future(_first_of(objects))
-        patience = KEEP_ALIVE_SECONDS if form.keep_alive else None
+        patience = KEEP_ALIVE_SECONDS if outlet.form.keep_alive else None
         try:
             await until_disconnect(receive, asyncio.wait((first,), timeout=patience))
         except BaseException:
@@ -141,33 +162,32 @@ class EventStream(Response):
             raise
         if first.done():
             first.result()
-        return cls(first, objects, form)
+        return cls(first, objects, outlet)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the objects as they come, until they end or the client goes away."""
         with suppress(ClientDisconnect):
             async with aclosing(self._rest):
-                await until_disconnect(receive, self._send(send, piece_writer(scope)))
+                await until_disconnect(receive, self._send(send))
 
-    async def _send(self, send: Send, offer: Callable[[bytes], bool]) -> None:
+    async def _send(self, send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        self._last_sent = time.monotonic()
+        self._outlet.last_sent = time.monotonic()
         keeping_alive = asyncio.create_task(self._keep_alive(send))
         try:
             async with aclosing(self._objects()) as objects:
                 async for item in objects:
-                    self._last_sent = time.monotonic()
-                    piece = self._form.encode(item)
-                    if not offer(piece):
-                        await send(_piece(piece))
+                    await self._outlet.send(item, send)
         except OSError:
             return  # the client went away in the middle of a send
         finally:
             keeping_alive.cancel()
             await asyncio.gather(keeping_alive, return_exceptions=True)
-        await send({"type": "http.response.body", "body": self._form.end, "more_body": False})
+        await send(
+            {"type": "http.response.body", "body": self._outlet.form.end, "more_body": False}
+        )
 
     async def _objects(self) -> AsyncGenerator[Any, None]:
         """All objects; the last tells what went wrong on the way, if anything did."""
@@ -176,18 +196,19 @@ class EventStream(Response):
             async for item in self._rest:
                 yield item
         except ServingError as e:
-            yield self._form.error(e)
+            yield self._outlet.form.error(e)
         except Exception:
             logger.exception("a stream failed")
-            yield self._form.error(EngineFailure(INTERNAL_ERROR))
+            yield self._outlet.form.error(EngineFailure(INTERNAL_ERROR))
 
     async def _keep_alive(self, send: Send) -> None:
         """Send a comment whenever nothing was sent for a while."""
-        while self._form.keep_alive:
-            silent_seconds = time.monotonic() - self._last_sent
+        outlet = self._outlet
+        while outlet.form.keep_alive:
+            silent_seconds = time.monotonic() - outlet.last_sent
             if silent_seconds >= KEEP_ALIVE_SECONDS:
-                self._last_sent, silent_seconds = time.monotonic(), 0.0
-                await send(_piece(self._form.keep_alive))
+                outlet.last_sent, silent_seconds = time.monotonic(), 0.0
+                await send(_piece(outlet.form.keep_alive))
             await asyncio.sleep(KEEP_ALIVE_SECONDS - silent_seconds)
 
 

@@ -19,7 +19,7 @@ from model.errors import ServingError, Unsupported
 from model.serving.body import discard_body, read_body, until_disconnect
 from model.serving.json_body import check_keys, parse_object
 from model.serving.parameters import boolean
-from model.serving.sse import EventStream
+from model.serving.sse import EVENTS, EventStream, Outlet
 from model.serving.v2_codec import (
     HEADER_LENGTH,
     decode_request,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kserve import InferRequest
 
     from model.serving.lifecycle import Lifecycle
+    from model.serving.tap import Tap
     from model.settings import Settings
 
 MODEL_PATHS: Final = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{version}")
@@ -193,13 +194,15 @@ class _Inference:
         async with self._accepted(request, model_name, version):
             infer_request = await self._read(request, decode_generate, model_name, version)
             check_one_sequence(infer_request)
-            return await EventStream.begin(request.receive, self._deltas(infer_request))
+            outlet = Outlet(request.scope, EVENTS)
+            deltas = self._deltas(infer_request, outlet.tap)
+            return await EventStream.begin(request.receive, deltas, outlet)
 
-    async def _deltas(self, request: InferRequest) -> AsyncGenerator[bytes, None]:
+    async def _deltas(self, request: InferRequest, tap: Tap[bytes]) -> AsyncGenerator[bytes, None]:
         events = DeltaEvents(request)
         # Held open by the stream itself: the handler returns long before the last byte.
         with self._lifecycle.request():
-            async with closing(self._model.stream(request)) as deltas:
+            async with closing(self._model.stream(request, tap.after(events.event))) as deltas:
                 async for delta in deltas:
                     yield events.event(delta)
 

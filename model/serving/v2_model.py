@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from model.serving.lifecycle import Lifecycle
     from model.serving.statistics import ModelStatistics
+    from model.serving.tap import Tap
 
 T = TypeVar("T")
 
@@ -81,8 +82,10 @@ class V2Model(Protocol):
     ) -> tuple[InferResponse, dict[str, str]]:
         """Answer a request's sequences; cancelling the call cancels them. Raises ServingError."""
 
-    def stream(self, request: InferRequest) -> AsyncIterator[Delta]:
+    def stream(self, request: InferRequest, tap: Tap[Delta] | None = None) -> AsyncIterator[Delta]:
         """An answer as it comes, for a request of one sequence; closing it cancels.
+
+        tap: where pieces go that need not come by the iterator
 
         Raises ServingError.
         """

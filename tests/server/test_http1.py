@@ -64,11 +64,11 @@ async def test_however_the_bytes_come_the_requests_are_the_same(cut: int) -> Non
 
 async def test_pieces_may_be_sent_past_the_app_s_layers() -> None:
     async with served() as one, httpx.AsyncClient(base_url=one.url) as client:
-        assert (await client.get("/offers")).text == "0123"
-        assert one.app.num_offered == 3
-        assert (await client.get("/offers_length")).text == "ab"
-        assert (await client.head("/offers")).status_code == 200
-        assert one.app.num_offered == 0, "an answer without a body has no pieces"
+        assert (await client.get("/written")).text == "0123"
+        assert one.app.num_written == 3
+        assert (await client.get("/written_length")).text == "ab"
+        assert (await client.head("/written")).status_code == 200
+        assert one.app.num_written == 0, "an answer without a body has no pieces"
 
 
 async def test_an_answered_request_keeps_nothing_of_its_body() -> None:
@@ -94,10 +94,10 @@ async def test_head_is_get_without_a_body() -> None:
 async def test_a_client_that_does_not_read_is_waited_for() -> None:
     async with served() as one:
         wire = await one.connect()
-        head = b"GET /offers?endless HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        head = b"GET /written?endless HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         await wire.send(head)
         await asyncio.sleep(0.1)
-        assert 3 < one.app.num_offered < 1000
+        assert 3 < one.app.num_written < 1000
         assert (await wire.read_to_end()).endswith(PIECE + b"\r\n0\r\n\r\n")
 
 

@@ -182,8 +182,8 @@ async def test_a_body_that_nobody_takes_waits_with_the_client() -> None:
 
 async def test_pieces_that_are_offered_take_the_way_of_all_others() -> None:
     async with served() as one, http2_client(one) as client:
-        assert (await client.get("/offers")).text == "0123"
-        assert one.app.num_offered == 0
+        assert (await client.get("/written")).text == "0123"
+        assert one.app.num_written == 0
 
 
 @pytest.mark.parametrize("path", ["/wait", "/endless"])

@@ -42,7 +42,7 @@ class App:
     /refuse: an answer before the body is read; /bounded: a 413 over BOUND_BYTES, else how long
     /pieces: 20 pieces of 64 KiB
     /endless: the same until the client is gone; /wait: nothing until the client is gone
-    /offers: pieces past the app's layers, until one has to wait for the client
+    /written: pieces past the app's layers, until one has to wait for the client
     /break: fails in the middle; /fail: fails at once; /scope: what the app was told
     """
 
@@ -54,12 +54,12 @@ class App:
         self.hears = asyncio.Event()
         self.scope: dict[str, Any] = {}
         self.exchange: weakref.ref[Any] | None = None
-        self.num_offered = 0
+        self.num_written = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scope = scope
-        # What offers pieces is a method of the exchange.
-        self.exchange = weakref.ref(piece_writer(scope).__self__)  # type: ignore[attr-defined]
+        # What writes pieces is the exchange itself.
+        self.exchange = weakref.ref(piece_writer(scope))
         self.num_running += 1
         self.began.set()
         try:
@@ -134,30 +134,32 @@ class App:
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
             self.num_pieces_sent += 1
 
-    async def offers(self, receive: Any, send: Any) -> None:
-        offer = piece_writer(self.scope)
-        self.num_offered = 0
-        assert not offer(b"before the head")
+    async def written(self, receive: Any, send: Any) -> None:
+        writer = piece_writer(self.scope)
+        self.num_written = 0
+        assert not writer.ready(), "the head has not been sent"
         await self._start(send)
-        assert not offer(b"before the first piece")
+        assert not writer.ready(), "the head waits for the first piece"
         await send({"type": "http.response.body", "body": b"0", "more_body": True})
         for number in range(1, 4):
-            if offer(b"%d" % number):
-                self.num_offered += 1
+            if writer.ready():
+                writer.write(b"%d" % number)
+                self.num_written += 1
             else:
                 await send(
                     {"type": "http.response.body", "body": b"%d" % number, "more_body": True}
                 )
-        while self.scope["query_string"] == b"endless" and offer(PIECE):
-            self.num_offered += 1
+        while self.scope["query_string"] == b"endless" and writer.ready():
+            writer.write(PIECE)
+            self.num_written += 1
         await send({"type": "http.response.body", "body": b""})
-        assert not offer(b"after the end")
+        assert not writer.ready(), "the answer is whole"
 
-    async def offers_length(self, receive: Any, send: Any) -> None:
-        offer = piece_writer(self.scope)
+    async def written_length(self, receive: Any, send: Any) -> None:
+        writer = piece_writer(self.scope)
         await self._start(send, (b"content-length", b"2"))
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
-        assert not offer(b"b"), "the bytes of an announced length are counted"
+        assert not writer.ready(), "the bytes of an announced length are counted"
         await send({"type": "http.response.body", "body": b"b"})
 
     async def wait(self, receive: Any, send: Any) -> None:

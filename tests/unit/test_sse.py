@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from model.errors import InvalidRequest, QueueFull, QueueTimeout
 from model.serving import sse
-from model.serving.sse import EVENTS, TYPED_EVENTS, TYPED_LINES, EventStream, StreamFormat
+from model.serving.sse import EVENTS, TYPED_EVENTS, TYPED_LINES, EventStream, Outlet, StreamFormat
 from tests.unit.channel import Channel, Sent
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ async def objects(*items: dict[str, Any] | Exception) -> AsyncGenerator[dict[str
 async def send(form: StreamFormat, *items: dict[str, Any] | Exception) -> Sent:
     sent, channel = Sent(), Channel()
     await channel()
-    stream = await EventStream.begin(channel, objects(*items), form)
+    stream = await EventStream.begin(channel, objects(*items), Outlet({}, form))
     await stream({}, channel, sent)
     return sent
 
@@ -67,7 +67,7 @@ async def test_a_form_may_have_an_end_of_its_own() -> None:
 
 async def test_an_error_before_the_first_event_is_raised() -> None:
     with pytest.raises(QueueFull):
-        await EventStream.begin(Channel(), objects(QueueFull(2, 1)))
+        await EventStream.begin(Channel(), objects(QueueFull(2, 1)), Outlet({}, EVENTS))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ async def test_comments_are_sent_while_nothing_else_is(monkeypatch: pytest.Monke
     for form, least, most in ((EVENTS, 2, 5), (TYPED_LINES, 0, 0)):
         sent, channel = Sent(), Channel()
         await channel()
-        await (await EventStream.begin(channel, slowly(), form))({}, channel, sent)
+        await (await EventStream.begin(channel, slowly(), Outlet({}, form)))({}, channel, sent)
         assert least <= sent.body.count(b"\n: keep-alive\n\n") <= most
         assert b'"b":2' in sent.body
 
@@ -129,11 +129,11 @@ async def test_a_stream_that_waits_long_for_its_first_object_begins_with_comment
     for error, end in ((False, b'data: {"a":1}\n\n'), (True, b'the limit is 1 s"}\n\n')):
         sent, channel = Sent(), Channel()
         await channel()
-        await (await EventStream.begin(channel, late(error)))({}, channel, sent)
+        await (await EventStream.begin(channel, late(error), Outlet({}, EVENTS)))({}, channel, sent)
         assert sent.body.startswith(b": keep-alive\n\n")
         assert sent.body.endswith(end)
     with pytest.raises(QueueTimeout):  # without comments, whoever waits still reads a status
-        await EventStream.begin(Channel(), late(True), TYPED_LINES)
+        await EventStream.begin(Channel(), late(True), Outlet({}, TYPED_LINES))
 
 
 async def test_a_busy_stream_has_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ async def test_a_busy_stream_has_no_comments(monkeypatch: pytest.MonkeyPatch) ->
 
     sent, channel = Sent(), Channel()
     await channel()
-    await (await EventStream.begin(channel, busily()))({}, channel, sent)
+    await (await EventStream.begin(channel, busily(), Outlet({}, EVENTS)))({}, channel, sent)
     assert b"keep-alive" not in sent.body
 
 
@@ -165,7 +165,7 @@ async def test_a_client_that_went_away_while_something_was_sent_is_no_error() ->
         if message.get("body"):
             raise OSError("connection reset")
 
-    await (await EventStream.begin(channel, endless()))({}, channel, broken)
+    await (await EventStream.begin(channel, endless(), Outlet({}, EVENTS)))({}, channel, broken)
     assert closed.is_set()
 
 
@@ -183,7 +183,7 @@ async def test_a_stream_that_begins_with_comments_ends_with_its_client(
         finally:
             closed.set()
 
-    stream = await EventStream.begin(channel, waiting())
+    stream = await EventStream.begin(channel, waiting(), Outlet({}, EVENTS))
     sending = asyncio.create_task(stream({}, channel, Sent()))
     await asyncio.sleep(0.05)
     channel.gone.set()
@@ -206,7 +206,7 @@ async def test_a_stream_that_waits_ends_with_its_client(started: bool) -> None:
             closed.set()
 
     async def serve() -> None:
-        stream = await EventStream.begin(channel, waiting())
+        stream = await EventStream.begin(channel, waiting(), Outlet({}, EVENTS))
         await stream({}, channel, Sent())
 
     serving = asyncio.create_task(serve())

@@ -105,6 +105,7 @@ class Exchange(ABC):
         self._changed = asyncio.Event()
         self._head: Head | None = None
         self._head_sent = False
+        self._head_written = False
         self._num_sent = 0
 
     # The connection's side
@@ -141,7 +142,7 @@ class Exchange(ABC):
 
     async def run(self, app: ASGIApp) -> None:
         """Call the app; an answer that it leaves out or breaks off is told to the client."""
-        self.scope["extensions"] = {PIECE_WRITER: self.offer}
+        self.scope["extensions"] = {PIECE_WRITER: self}
         try:
             await self._run(app)
         finally:
@@ -211,23 +212,27 @@ class Exchange(ABC):
         else:
             self._head_sent = True
             await self._send_head(self._head, b"" if self._bodyless else data, more)
+            self._head_written = True
         if not more:
             self.answered = True
             self._changed.set()
             self._ended()
 
-    def offer(self, data: bytes) -> bool:
-        """Send one more piece of the body now, past the app's layers, which leave bodies alone.
+    def ready(self) -> bool:
+        """Whether the next piece of the body can be written at once.
 
-        A stream has one for every token. False, and nothing is sent, where `send` has to wait, to
-        count or to refuse.
+        Not before the head is sent, nor where `send` has to wait, to count or to refuse.
         """
         head = self._head
         if head is None or head.content_length is not None:
             return False
-        if not self._head_sent or self.answered or self._gone or self._bodyless:
+        if not self._head_written or self.answered or self._gone or self._bodyless:
             return False
-        return self._send_now(data)
+        return self._writable()
+
+    def write(self, data: bytes) -> None:
+        """Send one more piece of the body now; a stream has one for every token."""
+        self._write(data)
 
     @property
     def _bodyless(self) -> bool:
@@ -261,9 +266,13 @@ class Exchange(ABC):
     async def _send_body(self, data: bytes, more: bool) -> None:
         """Write one more piece; wait while the client does not read."""
 
-    def _send_now(self, data: bytes) -> bool:
-        """Write one more piece where that takes no waiting; False, and nothing, where it does."""
+    def _writable(self) -> bool:
+        """Whether `_write` may be called."""
         return False
+
+    def _write(self, data: bytes) -> None:
+        """Write one more piece without waiting."""
+        raise NotImplementedError
 
     @abstractmethod
     def _wanted(self) -> None:

@@ -147,12 +147,14 @@ class Http1Connection(asyncio.BufferedProtocol):
         if not self._transport.is_closing():
             self._transport.write(data)
 
-    def write_now(self, data: bytes) -> bool:
-        """The same without waiting; False, and nothing is written, where it would wait."""
-        if not self._writable.is_set() or self._transport.is_closing():
-            return False
+    @property
+    def writable(self) -> bool:
+        """Whether `write` would not wait, and not be in vain."""
+        return self._writable.is_set() and not self._transport.is_closing()
+
+    def write_now(self, data: bytes) -> None:
+        """Write where it is `writable`."""
         self._transport.write(data)
-        return True
 
     def want_body(self, exchange: Http1Exchange) -> None:
         """The app waits: tell a client that waits too, and read on."""

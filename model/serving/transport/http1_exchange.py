@@ -67,8 +67,11 @@ class Http1Exchange(Exchange):
         if framed:
             await self._connection.write(framed)
 
-    def _send_now(self, data: bytes) -> bool:
-        return self._connection.write_now(self._framed(data, more=True))
+    def _writable(self) -> bool:
+        return self._connection.writable
+
+    def _write(self, data: bytes) -> None:
+        self._connection.write_now(self._framed(data, more=True))
 
     def _head_bytes(self, head: Head) -> bytes:
         lines = [status_line(head.status), b"date: " + http_date(int(time.time()))]
