@@ -67,7 +67,7 @@ class Cluster:
 
     def apply(self, manifests: str | list[Json], *, namespace: str | None = None) -> None:
         """Apply YAML or objects, server-side, and take over what others own of them."""
-        text = manifests if isinstance(manifests, str) else yaml.safe_dump_all(manifests)
+        text = manifests if isinstance(manifests, str) else _written(manifests)
         where = ["--namespace", namespace] if namespace else []
         self.kubectl(
             *("apply", "--server-side", "--force-conflicts", *where, "-f", "-"), stdin=text
@@ -195,6 +195,11 @@ def condition(found: Json, kind: str) -> bool:
     """Whether an object's condition of this type is True."""
     conditions = found.get("status", {}).get("conditions") or ()
     return any(one["type"] == kind and one["status"] == "True" for one in conditions)
+
+
+def _written(objects: list[Json]) -> str:
+    """As YAML; libyaml writes it in a sixth of the time."""
+    return yaml.dump_all(objects, Dumper=yaml.CSafeDumper)
 
 
 def _namespace(name: str) -> Json:

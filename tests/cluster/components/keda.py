@@ -26,7 +26,7 @@ START_SECONDS: Final = 180.0
 def install_keda(cluster: Cluster) -> None:
     """Install it; return when it serves external metrics."""
     rendered = cluster.kubectl("kustomize", str(sources("keda") / "config" / "minimal"))
-    objects = [one for one in yaml.safe_load_all(rendered) if one]
+    objects = [one for one in yaml.load_all(rendered, yaml.CSafeLoader) if one]
     authority = Authority("keda")
     cluster.apply([_adapted(one, authority) for one in objects] + [_certificates(authority)])
     for name in (OPERATOR, METRICS_SERVER):

@@ -69,7 +69,7 @@ def install_kserve(cluster: Cluster) -> KServe:
     rendered = cluster.helm(
         "template", "kserve", str(sources("kserve") / "resources"), "-n", NAMESPACE
     )
-    objects = [one for one in yaml.safe_load_all(rendered) if one]
+    objects = [one for one in yaml.load_all(rendered, yaml.CSafeLoader) if one]
     authority = Authority("kserve-webhooks")
     pair = authority.issue("kserve-webhooks", hosts=[WEBHOOK_HOST])
     kept = [one for one in objects if not one["apiVersion"].startswith(CERT_MANAGER)]
