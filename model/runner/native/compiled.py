@@ -29,6 +29,7 @@ SIGNATURES: Final[dict[str, list[Any]]] = {
 # Where the processor has the vectors for them, which `usable` says.
 WIDE_SIGNATURES: Final[dict[str, list[Any]]] = {
     "linear": [POINTER] * 5 + [INTEGER] * 4,
+    "unpack_rows": [POINTER] * 3 + [INTEGER] * 2,
     "attend_decode_wide": [POINTER] * 7 + [INTEGER] * 6 + [FLOAT, INTEGER],
     "attend": [POINTER] * 6 + [INTEGER] * 2 + [POINTER, INTEGER],
     "run_layers": [POINTER] * 3,

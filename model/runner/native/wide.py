@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # As in the C code: outputs of a panel, keys of a tile.
 COLUMNS: Final = 64
-COLUMN_BITS: Final = 6
 # Rows of a tile.
 ROWS: Final = 6
 # Query rows that one task of attention holds sums for; fewer than these are not worth packing keys.
@@ -66,6 +65,7 @@ class WideLinear(nn.Module):
         self.weight = pack(weight)
         self.bias = None if bias is None else _whole_panels(bias.detach().to(torch.float32))
         self._linear = compiled.function("linear", weight.dtype)
+        self._unpack_rows = compiled.function("unpack_rows", weight.dtype)
 
     def forward(self, rows: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """See packed.Linear."""
@@ -91,9 +91,15 @@ class WideLinear(nn.Module):
         numbers: [num_rows] int64; returns [num_rows, in_features]
         """
         assert self._activation is not WideActivation.SWIGLU, "its rows have changed places"
-        # By bits: torch's division of integers takes ten times as long.
-        rows = self.weight[numbers >> COLUMN_BITS, :, numbers & (COLUMNS - 1)]
-        return rows.reshape(len(numbers), self.in_features)
+        rows = self.weight.new_empty((len(numbers), self.in_features))
+        self._unpack_rows(
+            rows.data_ptr(),
+            self.weight.data_ptr(),
+            numbers.data_ptr(),
+            len(numbers),
+            self.in_features,
+        )
+        return rows
 
 
 def can_widen(layer: nn.Linear) -> bool:
