@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from collections.abc import Sequence as Seq
 
     from model.engine.sequence import Sequence
@@ -127,8 +127,18 @@ class FailedStep:
         raise self.error
 
 
+def nothing() -> None:
+    """What there is to do where nobody has asked for anything."""
+
+
 class Runner(Protocol):
-    """Turns batches into next tokens. Called from the engine thread only."""
+    """Turns batches into next tokens. Called from the engine thread only.
+
+    computing: set by the engine; a runner that does not overlap calls it in `execute` when a step's
+    inputs are made and what follows lets go of the interpreter, so that others may have it
+    """
+
+    computing: Callable[[], None]
 
     @property
     def num_blocks(self) -> int:

@@ -2,7 +2,9 @@
 
 The thread owns scheduler and runner: everybody else sends it commands and reads streams. A step's
 tokens reach the event loop in one `call_soon_threadsafe`, however many sequences it served. Where
-the runner overlaps, a step is launched before the tokens of the one before it are read.
+the runner overlaps, a step is launched before the tokens of the one before it are read. Where it
+does not, they are handed out a moment later, when the next step computes: until then the thread
+needs the interpreter itself, and would wait for it while the event loop writes to its sockets.
 """
 
 from __future__ import annotations
@@ -138,6 +140,10 @@ class Engine:
         self._streams: dict[str, TokenStream] = {}
         self._condition = threading.Condition()
         self._undelivered: deque[TokenEvent] = deque()
+        # For the engine thread: of the last step, until the next one computes.
+        self._events: list[TokenEvent] = []
+        self._hands_out_at_once = runner.overlaps
+        runner.computing = self._hand_out
         self._inbox: list[_Submit | _Abort] = []
         self._num_inbox_requests = 0
         self._num_inbox_image_tokens = 0
@@ -280,16 +286,21 @@ class Engine:
             events = [event for command in commands for event in self._apply(command)]
             if self._steps.has_work:
                 events += self._steps.step()
-            self._deliver(events)
-        events = self._steps.finish()
+            self._hand_out()  # a step that computed nothing has not
+            self._events = events
+            if self._hands_out_at_once or not self._steps.has_work:
+                self._hand_out()
+        self._hand_out()
+        self._events = self._steps.finish()
         for name in self._scheduler.request_ids():
-            events += self._steps.abort(name, FinishReason.CANCELLED)
-        self._deliver(events)
+            self._events += self._steps.abort(name, FinishReason.CANCELLED)
+        self._hand_out()
 
     def _die(self, error: Exception) -> None:
         """End every stream with an error; nothing can be computed any more."""
         logger.critical("the engine can do no more: %s", error, exc_info=error)
         self._failed = True
+        self._hand_out()
         failure = EngineFailure("the engine failed and can do no more; the server must restart")
         self._call_soon(self._end_all, failure)
         if self._on_fatal is not None:
@@ -321,7 +332,8 @@ class Engine:
             self._num_inbox_requests -= len(command.requests)
             self._num_inbox_image_tokens -= command.num_image_tokens
 
-    def _deliver(self, events: list[TokenEvent]) -> None:
+    def _hand_out(self) -> None:
+        events, self._events = self._events, []
         if events:
             self._call_soon(self._dispatch, events)
 

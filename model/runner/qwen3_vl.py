@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from model.engine.batch import nothing
 from model.runner import attention
 from model.runner.attention import build_attention_metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
     from transformers import PreTrainedModel
@@ -46,6 +48,7 @@ class TextInputs:
     token_ids: [num_tokens] int64; positions: [3, num_tokens] int64
     attention: what the text model's own `metadata` made of the batch
     sample_rows: [num_samples] int64, ascending; rows whose logits choose a token, or tell of one
+    computing: called before the layers are, where they let go of the interpreter; see Runner
     """
 
     token_ids: Tensor
@@ -53,6 +56,7 @@ class TextInputs:
     attention: Metadata
     images: ImageRows | None
     sample_rows: Tensor
+    computing: Callable[[], None] = nothing
 
 
 class TextModel:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model.engine.batch import FinishedStep, ScheduledBatch, ScheduledImage, ScheduledSequence
+from model.engine.batch import (
+    FinishedStep,
+    ScheduledBatch,
+    ScheduledImage,
+    ScheduledSequence,
+    nothing,
+)
 from model.engine.sequence import Sequence
 from model.request import GenerateRequest, ImageInput, SamplingParams
 from model.runner.device import device_errors
@@ -32,7 +38,7 @@ from model.runner.spread import SpreadKVCache, SpreadTextModel, num_spread_block
 from model.runner.vision import ImageEmbeddings, ReferenceTower, VisionEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from collections.abc import Sequence as Seq
 
     from transformers import PreTrainedModel
@@ -77,6 +83,7 @@ class TorchRunner:
         placement: Placement | None = None,
     ) -> None:
         self.model = model
+        self.computing: Callable[[], None] = nothing
         weight = model.model.language_model.embed_tokens.weight
         self.device: torch.device = weight.device
         self.dtype: torch.dtype = weight.dtype
@@ -125,6 +132,8 @@ class TorchRunner:
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
         """Run one step; raises OutOfDeviceMemory, DeviceFailure."""
         with device_errors():
+            if batch.images:
+                self.computing()
             self._encode(batch.images)
             if not batch.sequences:
                 return FinishedStep([])
@@ -211,6 +220,7 @@ class TorchRunner:
             attention=self._text.metadata(shares),
             images=self._image_rows(shares),
             sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=self.device),
+            computing=self.computing,
         )
 
     def _image_rows(self, shares: Seq[ScheduledSequence]) -> ImageRows | None:

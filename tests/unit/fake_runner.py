@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from model.engine.batch import FinishedStep, OutOfDeviceMemory, SampledToken
+from model.engine.batch import FinishedStep, OutOfDeviceMemory, SampledToken, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,6 +89,7 @@ class FakeRunner:
         self.block_size = block_size
         self.overlaps = overlaps
         self.max_batched_tokens = 2048
+        self.computing: Callable[[], None] = nothing
         self.slots: list[int | None] = [None] * (num_blocks * block_size)
         self.embeddings: set[tuple[str, int]] = set()
         self.held: dict[Sequence, Cell] = {}
@@ -110,6 +111,7 @@ class FakeRunner:
             self.failed = True
             raise error
         self.batches.append(batch)
+        self.computing()
         self._encode(batch)
         step = LazyStep(self, batch, [self._work(share) for share in batch.sequences])
         step.error, self.fail_tokens = self.fail_tokens, None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model.engine.batch import DeviceFailure
+from model.engine.batch import DeviceFailure, nothing
 from model.engine.loop import DISPATCH_SLICE, Engine, TokenStream
 from model.errors import NotReady, PromptTooLong, QueueFull, QueueTimeout
 from model.request import FinishReason, TokenEvent
@@ -39,6 +39,7 @@ class GatedRunner(FakeRunner):
         self.step_seconds = 0.0
 
     def execute(self, batch: ScheduledBatch) -> LaunchedStep:
+        self.computing()
         self.entered.set()
         assert self.gate.wait(10)
         time.sleep(self.step_seconds)
@@ -285,3 +286,45 @@ async def test_a_large_step_is_told_in_order_with_turns_for_others_in_between() 
     events = [[await anext(stream) for _ in range(2)] for stream in streams]
     assert [[event.token_id for event in pair] for pair in events] == [[1, 2]] * num
     assert turns == [DISPATCH_SLICE, 2 * DISPATCH_SLICE, num]
+
+
+class SteppedRunner(FakeRunner):
+    """Takes each step when it is told to. fails_at: the step, from 0, that the device fails at."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__(NUM_BLOCKS, 4)
+        self.go = threading.Semaphore(0)
+        self._fails_at = fails_at
+
+    def execute(self, batch: ScheduledBatch) -> LaunchedStep:
+        if len(self.batches) == self._fails_at:
+            raise DeviceFailure("on purpose")
+        self.computing()
+        assert self.go.acquire(timeout=10)
+        return super().execute(batch)
+
+
+async def test_tokens_are_handed_out_when_the_next_step_computes() -> None:
+    runner = SteppedRunner()
+    engine = Engine(scheduler(), runner, max_queued_requests=8, stall_seconds=5)
+    engine.start()
+    [stream] = engine.submit([request("r", 6)])
+    for number in range(1, 5):
+        runner.go.release()
+        # The step after it has begun and does not end; after the last there is none.
+        event = await asyncio.wait_for(anext(stream), 5)
+        assert event.num_completion_tokens == number
+    assert event.finish_reason is FinishReason.LENGTH
+    await asyncio.to_thread(engine.stop)
+
+
+async def test_tokens_of_the_step_before_a_failure_are_not_lost() -> None:
+    runner = SteppedRunner(fails_at=2)
+    engine = Engine(scheduler(), runner, max_queued_requests=8, stall_seconds=5)
+    runner.computing = nothing
+    engine.start()
+    [stream] = engine.submit([request("r", 6)])
+    runner.go.release(2)
+    told = [(event.num_completion_tokens, event.finish_reason) async for event in stream]
+    assert told == [(1, None), (2, None), (2, FinishReason.ERROR)]
+    await asyncio.to_thread(engine.stop)
