@@ -34,6 +34,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """`/crash/<namespace>/<pod>/<container>`: SIGKILL to its first process."""
+        # A connection that is closed on an unread body is reset, and the answer may go with it.
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
         container = self._container("crash")
         if container is None:
             self.send_error(404, "no such container")
