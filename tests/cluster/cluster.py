@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 import uuid
@@ -104,6 +105,16 @@ class Cluster:
             if condition(pod, "Ready") and not pod["metadata"].get("deletionTimestamp")
         ]
 
+    def service_address(self, namespace: str, name: str, port: int = 80) -> str:
+        """A Service's ClusterIP, once it leads to a pod.
+
+        A pod's readiness is told by its status a little before a Service's proxy hears of it.
+        """
+        path = f"/api/v1/namespaces/{namespace}/services/{name}"
+        address = str(self.api.get(path)["spec"]["clusterIP"])
+        self.wait_for(lambda: _is_open(address, port), f"{name} ({address}:{port}) leads to a pod")
+        return address
+
     def wait_for(
         self,
         look: Callable[[], T],
@@ -195,6 +206,14 @@ def condition(found: Json, kind: str) -> bool:
     """Whether an object's condition of this type is True."""
     conditions = found.get("status", {}).get("conditions") or ()
     return any(one["type"] == kind and one["status"] == "True" for one in conditions)
+
+
+def _is_open(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _written(objects: list[Json]) -> str:

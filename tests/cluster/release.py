@@ -96,8 +96,7 @@ class Release:
 
     def front(self) -> Front:
         """Its Service's ClusterIP."""
-        path = f"/api/v1/namespaces/{self.namespace}/services/{self.deployment}"
-        address = self.cluster.api.get(path)["spec"]["clusterIP"]
+        address = self.cluster.service_address(self.namespace, self.deployment)
         return Front(f"http://{address}", f"{address}:8081")
 
     def picked_front(self, gateway: GatewayController) -> Front:

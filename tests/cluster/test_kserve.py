@@ -22,8 +22,8 @@ def test_an_inference_service_becomes_ready_and_describes_a_picture(
     kserve.wait_until_ready(namespace, "plain")
     (pod,) = cluster.ready_pods(namespace, "app=isvc.plain-predictor")
     assert described(f"http://{pod['status']['podIP']}:8080", sample_image)
-    service = cluster.api.get(f"/api/v1/namespaces/{namespace}/services/plain-predictor")
-    assert described(f"http://{service['spec']['clusterIP']}", sample_image)
+    address = cluster.service_address(namespace, "plain-predictor")
+    assert described(f"http://{address}", sample_image)
 
 
 def test_kserve_s_webhook_refuses_what_it_must(

@@ -94,8 +94,8 @@ def test_the_base_becomes_ready_and_describes_a_picture(
     cluster: Cluster, kserve: KServe, based: str, sample_image: bytes
 ) -> None:
     kserve.wait_until_ready(based, "qwen3-vl")
-    service = cluster.api.get(f"/api/v1/namespaces/{based}/services/qwen3-vl-predictor")
-    assert described(f"http://{service['spec']['clusterIP']}", sample_image)
+    address = cluster.service_address(based, "qwen3-vl-predictor")
+    assert described(f"http://{address}", sample_image)
 
 
 _CLAIM: Final = {
