@@ -135,7 +135,7 @@ class Runner(Protocol):
     """Turns batches into next tokens. Called from the engine thread only.
 
     computing: set by the engine; a runner that does not overlap calls it in `execute` when a step's
-    inputs are made and what follows lets go of the interpreter, so that others may have it
+    inputs are made, before what takes long: the last step's tokens go out then
     """
 
     computing: Callable[[], None]

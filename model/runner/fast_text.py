@@ -96,8 +96,8 @@ class FastTextModel:
         last = len(self._layers) - 1
         # Of the last layer only the rows that choose a token are read, unless DeepStack reaches it.
         trims = images is None or len(images.deepstack) <= last
+        inputs.computing()
         if self._native is not None:
-            inputs.computing()
             normal = self._native(hidden, rotation, inputs, cache, trims=trims)
         else:
             normal = self._run(hidden, rotation, inputs, cache, trims=trims)

@@ -48,7 +48,7 @@ class TextInputs:
     token_ids: [num_tokens] int64; positions: [3, num_tokens] int64
     attention: what the text model's own `metadata` made of the batch
     sample_rows: [num_samples] int64, ascending; rows whose logits choose a token, or tell of one
-    computing: called before the layers are, where they let go of the interpreter; see Runner
+    computing: called before the layers are; see Runner
     """
 
     token_ids: Tensor
@@ -90,6 +90,7 @@ class TextModel:
         if inputs.images is not None:
             hidden.index_copy_(0, inputs.images.rows, inputs.images.tokens)
             visual = _dense_deepstack(inputs.images, hidden)
+        inputs.computing()
         output: Tensor = self._layers(
             inputs_embeds=hidden[None],
             position_ids=inputs.positions[:, None],

@@ -88,6 +88,28 @@ def test_share_without_sampling_gives_no_id(checkpoint_path: Path) -> None:
     assert (first.num_completion_tokens, second.num_completion_tokens) == (0, 1)
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "torch's", "the reference"])
+def test_a_step_is_told_before_its_layers_run(
+    checkpoint_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    if kernels == "torch's":
+        monkeypatch.setattr("model.runner.runner.supports", lambda geometry, dtype: False)
+    runner = make_runner(checkpoint_path, reference=kernels == "the reference")
+    sequence = Sequence(make_request("r", [2, (2, 3), 1]))
+    driver = Driver(runner, chunk_size=100)
+    # As bits: what nobody has written is NaN.
+    keys = runner.cache.keys[0].view(torch.int32)
+    at_the_call: list[torch.Tensor] = []
+    runner.computing = lambda: at_the_call.append(keys.clone())
+    for _ in range(2):
+        before = keys.clone()
+        at_the_call.clear()
+        driver.step([sequence])
+        assert all(torch.equal(keys_then, before) for keys_then in at_the_call)
+        assert at_the_call
+        assert not torch.equal(keys, before)
+
+
 @pytest.mark.parametrize("num_blocks", [1, 2, 50])
 def test_warm_up_keeps_nothing(checkpoint_path: Path, num_blocks: int) -> None:
     runner = make_runner(

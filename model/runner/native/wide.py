@@ -91,6 +91,8 @@ class WideLinear(nn.Module):
         numbers: [num_rows] int64; returns [num_rows, in_features]
         """
         assert self._activation is not WideActivation.SWIGLU, "its rows have changed places"
+        assert numbers.dtype is torch.int64, "as the compiled code reads them"
+        assert numbers.is_contiguous(), "the same"
         rows = self.weight.new_empty((len(numbers), self.in_features))
         self._unpack_rows(
             rows.data_ptr(),
