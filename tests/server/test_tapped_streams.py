@@ -88,13 +88,13 @@ async def test_pieces_go_the_short_way_and_say_the_same(
     monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
     written: list[bytes] = []
-    write: Callable[[Http1Exchange, bytes], None] = Http1Exchange._write
+    write: Callable[[Http1Exchange, bytes], None] = Http1Exchange.write
 
     def noted(exchange: Http1Exchange, data: bytes) -> None:
         written.append(data)
         write(exchange, data)
 
-    monkeypatch.setattr(Http1Exchange, "_write", noted)
+    monkeypatch.setattr(Http1Exchange, "write", noted)
     texts = {}
     async with server() as url:
         for http2 in (False, True):  # where there is no such way

@@ -231,8 +231,8 @@ class Exchange(ABC):
         return self._writable()
 
     def write(self, data: bytes) -> None:
-        """Send one more piece of the body now; a stream has one for every token."""
-        self._write(data)
+        """Send one more piece of the body now, where `ready`; a stream has one for every token."""
+        raise NotImplementedError
 
     @property
     def _bodyless(self) -> bool:
@@ -267,12 +267,8 @@ class Exchange(ABC):
         """Write one more piece; wait while the client does not read."""
 
     def _writable(self) -> bool:
-        """Whether `_write` may be called."""
+        """Whether `write` would not wait; never where a wire has no such way."""
         return False
-
-    def _write(self, data: bytes) -> None:
-        """Write one more piece without waiting."""
-        raise NotImplementedError
 
     @abstractmethod
     def _wanted(self) -> None:

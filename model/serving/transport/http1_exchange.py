@@ -51,6 +51,10 @@ class Http1Exchange(Exchange):
         if (0 if self.upgrades else DIRECT_BYTES) < length <= max_body_bytes:
             self.direct = DirectBody(length)
 
+    def write(self, data: bytes) -> None:
+        """See Exchange."""
+        self._connection.write_now(self._framed(data, more=True))
+
     async def _send_head(self, head: Head, data: bytes, more: bool) -> None:
         self._chunked = head.content_length is None and not self._bodyless
         if self.scope["http_version"] == "1.0":
@@ -69,9 +73,6 @@ class Http1Exchange(Exchange):
 
     def _writable(self) -> bool:
         return self._connection.writable
-
-    def _write(self, data: bytes) -> None:
-        self._connection.write_now(self._framed(data, more=True))
 
     def _head_bytes(self, head: Head) -> bytes:
         lines = [status_line(head.status), b"date: " + http_date(int(time.time()))]
