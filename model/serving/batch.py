@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -67,7 +67,8 @@ def batch_router(describer: Describer, lifecycle: Lifecycle, settings: Settings)
     @router.post("/api/v1/batch")
     async def batch(request: Request) -> Response:
         """Describe many pictures; one that cannot be described does not touch the others."""
-        with lifecycle.request():
+        with ExitStack() as held:
+            held.enter_context(lifecycle.request())
             asked = await read_batch(
                 request,
                 settings,
@@ -79,10 +80,10 @@ def batch_router(describer: Describer, lifecycle: Lifecycle, settings: Settings)
             head = {"id": request_id_of(request), "model": describer.model_name}
             form = wanted_form(request.headers.get("accept", ""), asked.options.stream)
             if form is not None:
-                events = lifecycle.holding(_events(describer, asked.entries, head))
-                outlet = Outlet(request.scope, form)
-                return await EventStream.begin(request.receive, events, outlet)
-            answer = await until_disconnect(request.receive, _whole(describer, asked.entries))
+                events = _events(describer, asked.entries, head)
+                return EventStream(events, Outlet(request.scope, form), held.pop_all())
+            work = _whole(describer, asked.entries)
+            answer = await until_disconnect(request.scope, request.receive, work)
             return JSONResponse({**head, **answer})
 
     return router

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
@@ -50,8 +50,11 @@ GZIP_WBITS: Final = 31
 CLIENT_CLOSED_REQUEST: Final = 499
 # A key of ASGI's http.request messages: bytes of the body that have come so far.
 NUM_RECEIVED: Final = "num_received"
-# A key of ASGI's scope["extensions"]: see PieceWriter.
+# Keys of ASGI's scope["extensions"]: see PieceWriter and Watch.
 PIECE_WRITER: Final = "qwen3vl.piece_writer"
+WATCH: Final = "qwen3vl.watch"
+# Whom to call when the client goes, or None for nobody any more. The body must have been read.
+Watch: TypeAlias = Callable[[Callable[[], None] | None], None]
 INTERNAL_ERROR: Final = "internal error; the server's log says more"
 
 
@@ -217,27 +220,52 @@ class _Never:
 _NEVER: Final = _Never()
 
 
-async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+async def until_disconnect(scope: Scope, receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled as soon as the client goes away.
 
     The body must have been read. Raises ClientDisconnect, after `work` has ended.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
+    task = asyncio.current_task()
+    assert task is not None, "a request is a task"
+    already_cancelled = task.cancelling()
+    left = False
+
+    def leave() -> None:
+        nonlocal left
+        left = True
         task.cancel()
-        watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+
+    with _watching(scope, receive, leave):
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if left and task.uncancel() <= already_cancelled:
+                raise ClientDisconnect from None
+            raise
 
 
-async def _disconnected(receive: Receive) -> None:
+@contextmanager
+def _watching(scope: Scope, receive: Receive, leave: Callable[[], None]) -> Iterator[None]:
+    """Call `leave` when the client goes; our own transport tells it without being asked."""
+    watch: Watch | None = scope.get("extensions", {}).get(WATCH)
+    if watch is None:
+        watcher = asyncio.create_task(_disconnected(receive, leave))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+        return
+    watch(leave)
+    try:
+        yield
+    finally:
+        watch(None)
+
+
+async def _disconnected(receive: Receive, leave: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    leave()
 
 
 def plain_error(path: str, text: str, status: int, error: ServingError | None) -> dict[str, Any]:

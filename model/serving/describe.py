@@ -6,6 +6,7 @@ parameter of the other protocols under its own name. As a whole, or as a stream 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -29,15 +30,17 @@ def describe_router(describer: Describer, lifecycle: Lifecycle, settings: Settin
     @router.post("/api/v1/describe")
     async def describe(request: Request) -> Response:
         """Describe one picture, or answer a question about several."""
-        with lifecycle.request():
+        with ExitStack() as held:
+            held.enter_context(lifecycle.request())
             question = await read_question(request, settings)
             head = {"id": request_id_of(request), "model": describer.model_name}
             form = wanted_form(request.headers.get("accept", ""), question.options.stream)
             if form is not None:
                 outlet = Outlet(request.scope, form)
-                events = lifecycle.holding(describer.events(question, head, outlet.tap))
-                return await EventStream.begin(request.receive, events, outlet)
-            answer = await until_disconnect(request.receive, describer.answer(question))
+                events = describer.events(question, head, outlet.tap)
+                return EventStream(events, outlet, held.pop_all())
+            work = describer.answer(question)
+            answer = await until_disconnect(request.scope, request.receive, work)
             return JSONResponse({**head, **answer})
 
     return router

@@ -37,7 +37,7 @@ from model.serving.statistics import InferTimes, ModelStatistics, StatisticsReco
 from model.serving.v2_model import Delta
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
     from model.checkpoint import Checkpoint
     from model.engine.batch import Runner
@@ -197,7 +197,7 @@ class Qwen3VLModel(Model):  # type: ignore[misc]  # kserve ships no types
 
     async def stream(
         self, request: InferRequest, tap: Tap[Delta] | None = None
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Each piece of text as it comes, here or by the tap; the last has a finish_reason.
 
         Raises InvalidRequest unless the request is for exactly one sequence.

@@ -8,16 +8,14 @@ HTTP readiness, ServerReady and grpc.health all read this one object, so they ca
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from model.errors import NotReady
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
-
-T = TypeVar("T")
+    from collections.abc import Callable, Iterator
 
 
 class Phase(Enum):
@@ -99,16 +97,6 @@ class Lifecycle:
             self._num_open -= 1
             if self._num_open == 0:
                 self._idle.set()
-
-    async def holding(self, objects: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The objects of a stream, one request held open until the last of them.
-
-        A handler returns long before its stream's last byte. Raises NotReady.
-        """
-        with self.request():
-            async with aclosing(objects):
-                async for item in objects:
-                    yield item
 
     async def wait_idle(self, timeout_seconds: float) -> bool:
         """Wait until no request is open; False when the time was not enough."""

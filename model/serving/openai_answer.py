@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ from model.errors import NotReady
 from model.request import FinishReason
 from model.serving.generation import TextDelta
 from model.serving.openai_errors import error_event
+from model.serving.request_id import new_id
 from model.serving.sse import COMMENT, SSE_TYPE, StreamFormat, data_event
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Head:
     @classmethod
     def new(cls, prefix: str, model: str) -> Head:
         """Of a new answer."""
-        return cls(f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+        return cls(f"{prefix}-{new_id()}", model, int(time.time()))
 
     def fields(self, kind: str) -> dict[str, Any]:
         """The first members of a JSON object of this kind."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -108,18 +109,20 @@ class _Routes:
             return read(document, self._model, self._name(document))
 
         await self._check_serving(request)
-        with self._lifecycle.request():
+        with ExitStack() as held:
+            held.enter_context(self._lifecycle.request())
             asked = await self._parsed(request, parse)
             ignored = ignored_header(asked.fields.ignored)
             if ignored:
                 logger.debug("%s: fields ignored: %s", asked.head.id, *ignored.values())
             if asked.fields.stream is None:
-                answer = asked.answer(self._model)
-                return json_response(await until_disconnect(request.receive, answer), ignored)
-            # Held open by the stream itself: the handler returns long before the last byte.
+                answering = asked.answer(self._model)
+                answer = await until_disconnect(request.scope, request.receive, answering)
+                return json_response(answer, ignored)
             outlet = Outlet(request.scope, EVENTS)
-            events = self._lifecycle.holding(asked.events(self._model, outlet.tap))
-            stream = await EventStream.begin(request.receive, events, outlet)
+            events = asked.events(self._model, outlet.tap)
+            # The handler returns long before the stream's last byte.
+            stream = EventStream(events, outlet, held.pop_all())
             stream.headers.update(ignored)
             return stream
 
@@ -128,9 +131,8 @@ class _Routes:
         with self._lifecycle.request():
             document = await self._parsed(request, parse_object)
             self._name(document)
-            return json_response(
-                await until_disconnect(request.receive, work(document, self._model))
-            )
+            counting = work(document, self._model)
+            return json_response(await until_disconnect(request.scope, request.receive, counting))
 
     async def _check_serving(self, request: Request) -> None:
         try:

@@ -7,9 +7,9 @@ disconnects pass through untouched.
 from __future__ import annotations
 
 import logging
+import random
 import re
 import time
-import uuid
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 HEADER: Final = "X-Request-Id"
 # What may stand in a header, a log line and a URL as it is.
 CLIENTS_OWN: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_random: Final = random.Random()
 
 
 class RequestIds:
@@ -46,7 +47,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if CLIENTS_OWN.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if CLIENTS_OWN.fullmatch(given) else new_id()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
         status: int | None = None
@@ -62,14 +63,23 @@ class RequestIds:
             await self._app(scope, receive, send_named)
         finally:
             self._ended(scope, status)
-            logger.debug(
-                "%s %s %s: %s, %.1f ms",
-                request_id,
-                scope["method"],
-                quote(scope["path"]),
-                status or "no answer",
-                (time.monotonic() - started) * 1000,
-            )
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug(
+                    "%s %s %s: %s, %.1f ms",
+                    request_id,
+                    scope["method"],
+                    quote(scope["path"]),
+                    status or "no answer",
+                    (time.monotonic() - started) * 1000,
+                )
+
+
+def new_id() -> str:
+    """A name that no other request has, for people and logs: it is no secret.
+
+    Asked for randomness, the kernel would let other threads have the interpreter meanwhile.
+    """
+    return f"{_random.getrandbits(128):032x}"
 
 
 def request_id_of(request: Request) -> str:

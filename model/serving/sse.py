@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ from model.serving.tap import Tap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractContextManager
 
     from starlette.types import Receive, Scope, Send
 
@@ -132,90 +133,106 @@ class Outlet:
 
 
 class EventStream(Response):
-    """Objects as they come, in one format; an error on the way is told by a last object."""
+    """Objects as they come, in one format, from the first of them to the end.
+
+    objects: an error before the first is raised, so that it is a status and not a 200; an error on
+    the way is told by a last object
+    held: what the request holds until its last byte, which is long after its handler has returned
+
+    Where there are comments, the answer begins no later than a connection may be silent.
+    """
 
     def __init__(
-        self, first: asyncio.Future[Any], rest: AsyncGenerator[Any, None], outlet: Outlet
+        self,
+        objects: AsyncGenerator[Any, None],
+        outlet: Outlet,
+        held: AbstractContextManager[object],
     ) -> None:
         super().__init__(headers={"Content-Type": outlet.form.content_type, **HEADERS})
         # The body comes in pieces; Response counted an empty one.
         del self.headers["content-length"]
-        self._first = first
-        self._rest = rest
+        self._objects = objects
         self._outlet = outlet
-
-    @classmethod
-    async def begin(
-        cls, receive: Receive, objects: AsyncGenerator[Any, None], outlet: Outlet
-    ) -> EventStream:
-        """Wait for the first object, so that an error before it is a status and not a 200.
-
-        Where there are comments, no longer than a connection may be silent: then they begin.
-        """
-        first = asyncio.ensure_future(_first_of(objects))
-        patience = KEEP_ALIVE_SECONDS if outlet.form.keep_alive else None
-        try:
-            await until_disconnect(receive, asyncio.wait((first,), timeout=patience))
-        except BaseException:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            raise
-        if first.done():
-            first.result()
-        return cls(first, objects, outlet)
+        self._held = held
+        self._begun = False
+        self._keeping_alive: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the objects as they come, until they end or the client goes away."""
-        with suppress(ClientDisconnect):
-            async with aclosing(self._rest):
-                await until_disconnect(receive, self._send(send))
+        """Send the objects as they come, until they end or the client goes away.
+
+        Raises ClientDisconnect if it goes before the first.
+        """
+        with self._held:
+            try:
+                async with aclosing(self._objects):
+                    await until_disconnect(scope, receive, self._send(send))
+            except ClientDisconnect:
+                if not self._begun:
+                    raise
 
     async def _send(self, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        )
-        self._outlet.last_sent = time.monotonic()
-        keeping_alive = asyncio.create_task(self._keep_alive(send))
+        form = self._outlet.form
+        patience = None
+        if form.keep_alive:
+            loop = asyncio.get_running_loop()
+            patience = loop.call_later(KEEP_ALIVE_SECONDS, self._keep_alive, send)
         try:
-            async with aclosing(self._objects()) as objects:
+            async with aclosing(self._told()) as objects:
                 async for item in objects:
+                    await self._begin(send)
                     await self._outlet.send(item, send)
         except OSError:
+            if not self._begun:
+                raise
             return  # the client went away in the middle of a send
         finally:
-            keeping_alive.cancel()
-            await asyncio.gather(keeping_alive, return_exceptions=True)
-        await send(
-            {"type": "http.response.body", "body": self._outlet.form.end, "more_body": False}
-        )
+            if patience is not None:
+                patience.cancel()
+            if self._keeping_alive is not None:
+                self._keeping_alive.cancel()
+                await asyncio.gather(self._keeping_alive, return_exceptions=True)
+        await send({"type": "http.response.body", "body": form.end, "more_body": False})
 
-    async def _objects(self) -> AsyncGenerator[Any, None]:
-        """All objects; the last tells what went wrong on the way, if anything did."""
+    async def _begin(self, send: Send) -> None:
+        """Send the head, once."""
+        if not self._begun:
+            self._begun = True
+            head = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **head})
+
+    async def _told(self) -> AsyncGenerator[Any, None]:
+        """All objects; the last tells what went wrong after the answer began, if anything did."""
+        num_objects = 0
         try:
-            yield await self._first
-            async for item in self._rest:
+            async for item in self._objects:
+                num_objects += 1
                 yield item
+            if not num_objects:
+                raise EngineFailure("the model gave no answer")
         except ServingError as e:
+            if not self._begun:
+                raise
             yield self._outlet.form.error(e)
         except Exception:
+            if not self._begun:
+                raise
             logger.exception("a stream failed")
             yield self._outlet.form.error(EngineFailure(INTERNAL_ERROR))
 
-    async def _keep_alive(self, send: Send) -> None:
+    def _keep_alive(self, send: Send) -> None:
+        """Most streams have ended before the first comment is due: none has this task till then."""
+        self._keeping_alive = asyncio.create_task(self._comment(send))
+
+    async def _comment(self, send: Send) -> None:
         """Send a comment whenever nothing was sent for a while."""
         outlet = self._outlet
-        while outlet.form.keep_alive:
+        await self._begin(send)
+        while True:
             silent_seconds = time.monotonic() - outlet.last_sent
             if silent_seconds >= KEEP_ALIVE_SECONDS:
                 outlet.last_sent, silent_seconds = time.monotonic(), 0.0
                 await send(_piece(outlet.form.keep_alive))
             await asyncio.sleep(KEEP_ALIVE_SECONDS - silent_seconds)
-
-
-async def _first_of(objects: AsyncGenerator[Any, None]) -> object:
-    async for item in objects:
-        return item
-    raise EngineFailure("the model gave no answer")
 
 
 def _piece(data: bytes) -> dict[str, Any]:

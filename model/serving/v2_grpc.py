@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -31,7 +31,6 @@ from model.serving.v2_model import (
     UNSUPPORTED,
     V2Model,
     check_model,
-    closing,
     headers_of,
     model_config,
     model_metadata,
@@ -245,7 +244,7 @@ class V2Servicer:
                     check_one_sequence(request)
                     head = empty_message(request)
                     messages = DeltaMessages(request, wants_final)
-                    async with closing(self._model.stream(request)) as deltas:
+                    async with aclosing(self._model.stream(request)) as deltas:
                         async for delta in deltas:
                             await write(messages.message(delta))
                 if wants_final:

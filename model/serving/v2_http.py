@@ -7,7 +7,7 @@ Source: KServe's Open Inference Protocol, Triton's HTTP extensions.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, aclosing
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +30,6 @@ from model.serving.v2_model import (
     UNSUPPORTED,
     V2Model,
     check_model,
-    closing,
     headers_of,
     model_config,
     model_metadata,
@@ -41,9 +40,9 @@ from model.serving.v2_model import (
 from model.serving.v2_tensors import LARGE_BYTES, Limits, check_one_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
-    from kserve import InferRequest
+    from kserve import InferRequest, InferResponse
 
     from model.serving.lifecycle import Lifecycle
     from model.serving.tap import Tap
@@ -168,22 +167,20 @@ class _Inference:
 
     async def infer(self, request: Request, model_name: str, version: str = "") -> Response:
         """Tensors in, tensors out: JSON, with the binary tensor data extension behind it."""
-        async with self._accepted(request, model_name, version):
+        await self._check(request, model_name, version)
+        with self._lifecycle.request():
             decode = partial(decode_request, header_length=request.headers.get(HEADER_LENGTH))
             infer_request = await self._read(request, decode, model_name, version)
-            response, headers = await until_disconnect(
-                request.receive, self._model(infer_request, headers_of(request.headers))
-            )
+            response, headers = await self._answer(request, infer_request)
             encoded = encode_response(response, infer_request)
         return Response(encoded.body, headers={**headers, **encoded.headers})
 
     async def generate(self, request: Request, model_name: str, version: str = "") -> Response:
         """Plain JSON fields in, plain JSON fields out."""
-        async with self._accepted(request, model_name, version):
+        await self._check(request, model_name, version)
+        with self._lifecycle.request():
             infer_request = await self._read(request, decode_generate, model_name, version)
-            response, headers = await until_disconnect(
-                request.receive, self._model(infer_request, headers_of(request.headers))
-            )
+            response, headers = await self._answer(request, infer_request)
             answer = encode_answer(response, infer_request)
         return JSONResponse(answer, headers=headers)
 
@@ -191,34 +188,36 @@ class _Inference:
         self, request: Request, model_name: str, version: str = ""
     ) -> Response:
         """As generate, as server-sent events: one for each piece of text, as it comes."""
-        async with self._accepted(request, model_name, version):
+        await self._check(request, model_name, version)
+        with ExitStack() as held:
+            held.enter_context(self._lifecycle.request())
             infer_request = await self._read(request, decode_generate, model_name, version)
             check_one_sequence(infer_request)
             outlet = Outlet(request.scope, EVENTS)
-            deltas = self._deltas(infer_request, outlet.tap)
-            return await EventStream.begin(request.receive, deltas, outlet)
+            events = self._events(infer_request, outlet.tap)
+            # The handler returns long before the stream's last byte.
+            return EventStream(events, outlet, held.pop_all())
 
-    async def _deltas(self, request: InferRequest, tap: Tap[bytes]) -> AsyncGenerator[bytes, None]:
+    async def _events(self, request: InferRequest, tap: Tap[bytes]) -> AsyncGenerator[bytes, None]:
         events = DeltaEvents(request)
-        # Held open by the stream itself: the handler returns long before the last byte.
-        with self._lifecycle.request():
-            async with closing(self._model.stream(request, tap.after(events.event))) as deltas:
-                async for delta in deltas:
-                    yield events.event(delta)
+        async with aclosing(self._model.stream(request, tap.after(events.event))) as deltas:
+            async for delta in deltas:
+                yield events.event(delta)
 
-    @asynccontextmanager
-    async def _accepted(
-        self, request: Request, model_name: str, version: str
-    ) -> AsyncIterator[None]:
-        """Hold a request open; refuse it for a wrong model or while requests are not taken."""
+    async def _answer(
+        self, request: Request, infer_request: InferRequest
+    ) -> tuple[InferResponse, dict[str, str]]:
+        answer = self._model(infer_request, headers_of(request.headers))
+        return await until_disconnect(request.scope, request.receive, answer)
+
+    async def _check(self, request: Request, model_name: str, version: str) -> None:
+        """Refuse a request for a wrong model, or while none are taken, before its body is read."""
         try:
             check_model(self._model, model_name, version)
             self._lifecycle.check_serving()
         except ServingError:
             await discard_body(request, self._max_body_bytes)
             raise
-        with self._lifecycle.request():
-            yield
 
     async def _read(
         self,

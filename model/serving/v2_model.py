@@ -6,8 +6,7 @@ HTTP and gRPC cannot disagree about the model.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import model as package
 from model.errors import ModelNotFound
@@ -24,7 +23,7 @@ from model.serving.contract import (
 from model.serving.lifecycle import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from kserve import InferRequest, InferResponse
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from model.serving.statistics import ModelStatistics
     from model.serving.tap import Tap
 
-T = TypeVar("T")
 
 MODEL_STATES: Final = {
     Phase.LOADING: ("LOADING", ""),
@@ -82,7 +80,9 @@ class V2Model(Protocol):
     ) -> tuple[InferResponse, dict[str, str]]:
         """Answer a request's sequences; cancelling the call cancels them. Raises ServingError."""
 
-    def stream(self, request: InferRequest, tap: Tap[Delta] | None = None) -> AsyncIterator[Delta]:
+    def stream(
+        self, request: InferRequest, tap: Tap[Delta] | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """An answer as it comes, for a request of one sequence; closing it cancels.
 
         tap: where pieces go that need not come by the iterator
@@ -92,17 +92,6 @@ class V2Model(Protocol):
 
     def statistics(self) -> ModelStatistics:
         """Counts and times so far."""
-
-
-@asynccontextmanager
-async def closing(responses: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """Close a stream at the end, whether it was read to its own end or not: that cancels it."""
-    try:
-        yield responses
-    finally:
-        close = getattr(responses, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def check_model(model: V2Model, name: str, version: str = "") -> None:

@@ -181,7 +181,7 @@ async def test_work_is_cancelled_when_the_client_goes() -> None:
             await asyncio.sleep(0)
             ended.set()
 
-    waiting = asyncio.create_task(until_disconnect(channel, work()))
+    waiting = asyncio.create_task(until_disconnect({}, channel, work()))
     await asyncio.sleep(0.01)
     channel.gone.set()
     with pytest.raises(ClientDisconnect):
@@ -198,7 +198,7 @@ async def test_work_is_cancelled_with_its_caller() -> None:
         finally:
             ended.set()
 
-    waiting = asyncio.create_task(until_disconnect(Channel(), work()))
+    waiting = asyncio.create_task(until_disconnect({}, Channel(), work()))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -213,9 +213,9 @@ async def test_works_result_and_error_pass_through() -> None:
     async def bad() -> int:
         raise InvalidRequest("no")
 
-    assert await until_disconnect(Channel(), good()) == 5
+    assert await until_disconnect({}, Channel(), good()) == 5
     with pytest.raises(InvalidRequest, match="no"):
-        await until_disconnect(Channel(), bad())
+        await until_disconnect({}, Channel(), bad())
 
 
 def test_errors_say_when_to_come_back() -> None:

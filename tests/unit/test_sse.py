@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,11 +25,14 @@ async def objects(*items: dict[str, Any] | Exception) -> AsyncGenerator[dict[str
         yield item
 
 
+def stream_of(objects: AsyncGenerator[Any, None], form: StreamFormat) -> EventStream:
+    return EventStream(objects, Outlet({}, form), nullcontext())
+
+
 async def send(form: StreamFormat, *items: dict[str, Any] | Exception) -> Sent:
     sent, channel = Sent(), Channel()
     await channel()
-    stream = await EventStream.begin(channel, objects(*items), Outlet({}, form))
-    await stream({}, channel, sent)
+    await stream_of(objects(*items), form)({}, channel, sent)
     return sent
 
 
@@ -65,9 +69,18 @@ async def test_a_form_may_have_an_end_of_its_own() -> None:
     assert (await send(form, {"a": 1})).body == b'{"a":1}\nbye'
 
 
+async def test_what_a_request_holds_is_held_until_the_last_byte() -> None:
+    held, sent = ExitStack(), Sent()
+    held.callback(lambda: sent.messages.append({"type": "let go"}))
+    stream = EventStream(objects({"a": 1}), Outlet({}, EVENTS), held)
+    await stream({}, Channel(b""), sent)
+    types = [message["type"] for message in sent.messages]
+    assert types == ["http.response.start", *["http.response.body"] * 2, "let go"]
+
+
 async def test_an_error_before_the_first_event_is_raised() -> None:
     with pytest.raises(QueueFull):
-        await EventStream.begin(Channel(), objects(QueueFull(2, 1)), Outlet({}, EVENTS))
+        await send(EVENTS, QueueFull(2, 1))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +123,7 @@ async def test_comments_are_sent_while_nothing_else_is(monkeypatch: pytest.Monke
     for form, least, most in ((EVENTS, 2, 5), (TYPED_LINES, 0, 0)):
         sent, channel = Sent(), Channel()
         await channel()
-        await (await EventStream.begin(channel, slowly(), Outlet({}, form)))({}, channel, sent)
+        await stream_of(slowly(), form)({}, channel, sent)
         assert least <= sent.body.count(b"\n: keep-alive\n\n") <= most
         assert b'"b":2' in sent.body
 
@@ -129,11 +142,11 @@ async def test_a_stream_that_waits_long_for_its_first_object_begins_with_comment
     for error, end in ((False, b'data: {"a":1}\n\n'), (True, b'the limit is 1 s"}\n\n')):
         sent, channel = Sent(), Channel()
         await channel()
-        await (await EventStream.begin(channel, late(error), Outlet({}, EVENTS)))({}, channel, sent)
+        await stream_of(late(error), EVENTS)({}, channel, sent)
         assert sent.body.startswith(b": keep-alive\n\n")
         assert sent.body.endswith(end)
     with pytest.raises(QueueTimeout):  # without comments, whoever waits still reads a status
-        await EventStream.begin(Channel(), late(True), Outlet({}, TYPED_LINES))
+        await stream_of(late(True), TYPED_LINES)({}, Channel(), Sent())
 
 
 async def test_a_busy_stream_has_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +159,7 @@ async def test_a_busy_stream_has_no_comments(monkeypatch: pytest.MonkeyPatch) ->
 
     sent, channel = Sent(), Channel()
     await channel()
-    await (await EventStream.begin(channel, busily(), Outlet({}, EVENTS)))({}, channel, sent)
+    await stream_of(busily(), EVENTS)({}, channel, sent)
     assert b"keep-alive" not in sent.body
 
 
@@ -165,7 +178,7 @@ async def test_a_client_that_went_away_while_something_was_sent_is_no_error() ->
         if message.get("body"):
             raise OSError("connection reset")
 
-    await (await EventStream.begin(channel, endless(), Outlet({}, EVENTS)))({}, channel, broken)
+    await stream_of(endless(), EVENTS)({}, channel, broken)
     assert closed.is_set()
 
 
@@ -183,7 +196,7 @@ async def test_a_stream_that_begins_with_comments_ends_with_its_client(
         finally:
             closed.set()
 
-    stream = await EventStream.begin(channel, waiting(), Outlet({}, EVENTS))
+    stream = stream_of(waiting(), EVENTS)
     sending = asyncio.create_task(stream({}, channel, Sent()))
     await asyncio.sleep(0.05)
     channel.gone.set()
@@ -206,7 +219,7 @@ async def test_a_stream_that_waits_ends_with_its_client(started: bool) -> None:
             closed.set()
 
     async def serve() -> None:
-        stream = await EventStream.begin(channel, waiting(), Outlet({}, EVENTS))
+        stream = stream_of(waiting(), EVENTS)
         await stream({}, channel, Sent())
 
     serving = asyncio.create_task(serve())

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
+from starlette.requests import ClientDisconnect
 
+from model.serving.body import until_disconnect
 from model.serving.loop_lag import INTERVAL_SECONDS, LoopLag
 from model.serving.transport.allowance import Allowance
 from model.serving.transport.direct_body import FIRST_BYTES, DirectBody
 from model.serving.transport.exchange import Exchange, Head, WrongAnswer, make_scope
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 
 def test_an_allowance_is_spent_and_comes_back() -> None:
@@ -171,6 +177,51 @@ async def test_the_body_is_received_piece_by_piece_and_then_the_disconnect() -> 
     assert not waiting.done()
     exchange.disconnect()
     assert (await waiting)["type"] == "http.disconnect"
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_client_s_going_is_told_without_being_asked(early: bool) -> None:
+    exchange = Recorder("POST")
+    exchange.end_body()
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        tasks = asyncio.all_tasks()
+        if early:
+            exchange.disconnect()
+        else:
+            asyncio.get_running_loop().call_later(0.01, exchange.disconnect)
+        with pytest.raises(ClientDisconnect):
+            await until_disconnect(scope, receive, work())
+        assert begun.is_set() == ended.is_set()
+        # Neither work nor watch was a task of its own, and what comes next is not cancelled.
+        assert asyncio.all_tasks() == tasks
+        await asyncio.sleep(0.01)
+        ended.set()
+
+    await exchange.run(app)
+    assert ended.is_set()
+
+
+async def test_a_client_that_goes_later_cancels_nothing() -> None:
+    exchange, done = Recorder("POST"), asyncio.Event()
+    exchange.end_body()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await until_disconnect(scope, receive, asyncio.sleep(0, 5)) == 5
+        exchange.disconnect()
+        await asyncio.sleep(0.01)
+        done.set()
+
+    await exchange.run(app)
+    assert done.is_set()
 
 
 async def test_the_loop_s_lag_is_what_holds_it_up() -> None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
-from model.serving.body import INTERNAL_ERROR, NUM_RECEIVED, PIECE_WRITER
+from model.serving.body import INTERNAL_ERROR, NUM_RECEIVED, PIECE_WRITER, WATCH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
     from starlette.types import ASGIApp, Message, Scope
@@ -103,6 +104,7 @@ class Exchange(ABC):
         self._end_told = False
         self._gone = False
         self._changed = asyncio.Event()
+        self._left: Callable[[], None] | None = None
         self._head: Head | None = None
         self._head_sent = False
         self._head_written = False
@@ -132,6 +134,8 @@ class Exchange(ABC):
         """The client is gone; what the app still sends goes nowhere."""
         self._gone = True
         self._changed.set()
+        if self._left is not None:
+            self._left()
 
     @property
     def begun(self) -> bool:
@@ -142,7 +146,7 @@ class Exchange(ABC):
 
     async def run(self, app: ASGIApp) -> None:
         """Call the app; an answer that it leaves out or breaks off is told to the client."""
-        self.scope["extensions"] = {PIECE_WRITER: self}
+        self.scope["extensions"] = {PIECE_WRITER: self, WATCH: self.watch}
         try:
             await self._run(app)
         finally:
@@ -187,6 +191,16 @@ class Exchange(ABC):
             self._wanted()
             await self._changed.wait()
         return {"type": "http.disconnect"}
+
+    def watch(self, left: Callable[[], None] | None) -> None:
+        """Call `left` when the client goes, at once if it has; None: nobody asks any more."""
+        self._left = left
+        if left is None:
+            return
+        if self._gone:
+            left()
+        else:
+            self._wanted()
 
     async def send(self, message: Message) -> None:
         """Take the head, which waits for the first piece of the body; then piece by piece.
