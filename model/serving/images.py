@@ -16,11 +16,13 @@ import hashlib
 import math
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pybase64
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 
@@ -144,9 +146,12 @@ def decode_base64(text: bytes | str, max_bytes: int) -> bytes:
         text = text[header.end() :]
     elif text[:5].lower() == "data:":
         raise InvalidImage("image is a data: URL without a comma in its first 256 characters")
+    if _decoded_bytes(text) <= max_bytes:
+        with suppress(ValueError):
+            return pybase64.b64decode(text, validate=True)
+    # Slower: white space is taken out, and what is wrong is named.
     text = WHITE_SPACE.sub("", text)
-    num_bytes = len(text) // 4 * 3 - text[-2:].count("=")
-    if num_bytes > max_bytes:
+    if (num_bytes := _decoded_bytes(text)) > max_bytes:
         raise InvalidImage(f"image has {num_bytes} bytes encoded; the limit is {max_bytes}")
     if bad := NOT_BASE64.search(text):
         raise InvalidImage(
@@ -159,6 +164,10 @@ def decode_base64(text: bytes | str, max_bytes: int) -> bytes:
         raise InvalidImage(
             f"image is not base64: its {len(text)} characters are cut short or wrongly padded"
         ) from e
+
+
+def _decoded_bytes(text: str) -> int:
+    return len(text) // 4 * 3 - text[-2:].count("=")
 
 
 def smart_resize(

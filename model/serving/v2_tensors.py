@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import binascii
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+import pybase64
 from kserve import InferInput, InferRequest
 from kserve.protocol.infer_type import RequestedOutput
 
@@ -221,13 +223,13 @@ def _infer_input(tensor: Tensor, request_content_type: object) -> InferInput:
 
 def from_base64(text: str | bytes, name: str, index: int) -> bytes:
     """What base64 stands for; raises InvalidRequest with the tensor's name and the index."""
+    with suppress(ValueError):
+        # Twenty times as fast as the standard library, whose words for a fault are told below.
+        return pybase64.b64decode(text, validate=True)
+    # `base64 file.jpg` breaks its lines: white space alone is no fault.
+    joined = "".join(text.split()) if isinstance(text, str) else b"".join(text.split())
     try:
-        try:
-            return binascii.a2b_base64(text, strict_mode=True)
-        except ValueError:
-            # `base64 file.jpg` breaks its lines: white space alone is no fault.
-            joined = "".join(text.split()) if isinstance(text, str) else b"".join(text.split())
-            return binascii.a2b_base64(joined, strict_mode=True)
+        return binascii.a2b_base64(joined, strict_mode=True)
     except ValueError as e:
         raise InvalidRequest(f"input {name!r} element {index} is not valid base64: {e}") from e
 

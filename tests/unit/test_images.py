@@ -619,3 +619,20 @@ def test_base64_is_decoded(value: bytes | str) -> None:
 def test_bad_base64_is_refused(value: str, message: str) -> None:
     with pytest.raises(InvalidImage, match=message):
         decode_base64(value, MIB)
+
+
+@given(st.binary(max_size=64), st.data())
+def test_base64_is_read_as_the_standard_library_reads_it(
+    content: bytes, data: st.DataObject
+) -> None:
+    text = base64.b64encode(content).decode()
+    place = data.draw(st.integers(0, len(text)))
+    changed = text[:place] + data.draw(st.sampled_from("A=+/- \n\0é")) + text[place:]
+    for one in (text, changed, changed[1:]):
+        try:
+            expected = base64.b64decode("".join(one.split()), validate=True)
+        except ValueError:
+            with pytest.raises(InvalidImage, match="not base64"):
+                decode_base64(one, 1024)
+        else:
+            assert decode_base64(one, 1024) == expected
