@@ -39,6 +39,24 @@ class PromptPositions:
         return tail if start >= num_prompt else np.hstack((self.prompt[:, start:], tail))
 
 
+def batch_positions(spans: Seq[tuple[PromptPositions, int, int]]) -> NDArray[np.int64]:
+    """Positions of several sequences' tokens [start, end), side by side: [3, num_tokens]."""
+    positions = np.empty((3, sum(end - start for _, start, end in spans)), dtype=np.int64)
+    row = 0
+    # Most tokens are generated, one for each sequence: arrays of their own would cost them most.
+    rows: list[int] = []
+    generated: list[int] = []
+    for known, start, end in spans:
+        if end - start == 1 and start >= known.prompt.shape[1]:
+            rows.append(row)
+            generated.append(start + known.delta)
+        else:
+            positions[:, row : row + end - start] = known.span(start, end)
+        row += end - start
+    positions[:, rows] = generated
+    return positions
+
+
 def prompt_positions(num_tokens: int, images: Seq[ImageInput], merge_size: int) -> PromptPositions:
     """Lay text out along all three axes and each image over its merged grid.
 

@@ -29,7 +29,7 @@ from model.runner.kernels import TextGeometry, TorchKernels
 from model.runner.kv_cache import KVCache, KVShape, size_kv_cache
 from model.runner.native import NativeKernels, supports
 from model.runner.placement import Placement
-from model.runner.positions import PromptPositions, prompt_positions
+from model.runner.positions import PromptPositions, batch_positions, prompt_positions
 from model.runner.prompt_logprobs import PromptLogprobs, attach, told_rows
 from model.runner.qwen3_vl import ImageRows, TextInputs, TextModel
 from model.runner.rows import RowSource
@@ -205,18 +205,19 @@ class TorchRunner:
     def _inputs(self, shares: Seq[ScheduledSequence]) -> TextInputs:
         """Flatten the shares into the tensors of one step."""
         token_ids: list[int] = []
-        positions = []
+        spans = []
         sample_rows: list[int] = []
         for share in shares:
-            token_ids += share.sequence.token_ids[share.start : share.end]
-            positions.append(self._keep(share.sequence).positions.span(share.start, share.end))
-            first = len(token_ids) - share.num_tokens
-            sample_rows += range(first, first + told_rows(share))
+            first, end = len(token_ids), share.end
+            token_ids += share.sequence.token_ids[share.start : end]
+            spans.append((self._keep(share.sequence).positions, share.start, end))
+            if num_told := told_rows(share):
+                sample_rows += range(first, first + num_told)
             if share.samples:
                 sample_rows.append(len(token_ids) - 1)
         return TextInputs(
             token_ids=torch.tensor(token_ids, device=self.device),
-            positions=torch.from_numpy(np.concatenate(positions, axis=1)).to(self.device),
+            positions=torch.from_numpy(batch_positions(spans)).to(self.device),
             attention=self._text.metadata(shares),
             images=self._image_rows(shares),
             sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=self.device),

@@ -70,7 +70,7 @@ def choose(logits: Tensor, rows: Seq[Row]) -> Chosen:
     logprobs = raw_logprobs(logits, rows)
     faults = {i: row.fault for i, row in enumerate(rows) if row.fault is not None}
     adjust(logits, rows)
-    chosen = logits.argmax(-1)
+    chosen = argmax(logits)
     if all(row.temperature == 0.0 for row in rows):
         return Chosen(chosen, logprobs, faults)
     parameters = _Parameters.of(rows, logits.device)
@@ -167,8 +167,19 @@ def _draw(logits: Tensor, parameters: _Parameters, width: int) -> Tensor:
     else:
         ids = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
     scaled = scaled.masked_fill(scaled.exp() < parameters.min_p, float("-inf"))
-    winner = (scaled - exponential_noise(parameters.key, ids).log()).argmax(-1, keepdim=True)
-    return ids.gather(1, winner)[:, 0]
+    winner = argmax(scaled - exponential_noise(parameters.key, ids).log())
+    return ids.gather(1, winner[:, None])[:, 0]
+
+
+def argmax(rows: Tensor) -> Tensor:
+    """Where each row is largest, the first place of several; rows: [num_rows, width] float32.
+
+    On CPU by numpy, which is some ten times as fast as torch there.
+    returns [num_rows] int64
+    """
+    if rows.device.type == "cpu":
+        return torch.from_numpy(rows.numpy().argmax(-1))
+    return rows.argmax(-1)
 
 
 def _keep_top(scaled: Tensor, parameters: _Parameters, mass: Tensor) -> Tensor:

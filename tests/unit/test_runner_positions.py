@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration as Oracle
 
-from model.runner.positions import prompt_positions
+from model.runner.positions import batch_positions, prompt_positions
 from tests.checkpoints import IMAGE_PAD, Shape, build_config
 from tests.unit.runner_driver import MERGE, make_request
 
@@ -67,3 +67,20 @@ def test_span_continues_the_prompt(start: int, end: int) -> None:
     assert positions.delta == -2
     every = np.hstack((positions.prompt, np.tile(np.arange(10, 40) - 2, (3, 1))))
     np.testing.assert_array_equal(positions.span(start, end), every[:, start:end])
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        pytest.param([(0, 10)], id="a prompt"),
+        pytest.param([(10, 11), (25, 26), (39, 40)], id="a generated token of each"),
+        pytest.param([(9, 10), (10, 11), (2, 6), (8, 13), (17, 18)], id="all kinds"),
+        pytest.param([], id="nothing"),
+    ],
+)
+def test_a_batch_has_its_spans_side_by_side(spans: list[tuple[int, int]]) -> None:
+    requests = [make_request("r", parts) for parts in ([2, (2, 2), 2], [10], [(2, 3), 4])]
+    known = [prompt_positions(10, request.images, MERGE) for request in requests]
+    batch = [(known[i % 3], *span) for i, span in enumerate(spans)]
+    expected = [np.empty((3, 0)), *(positions.span(start, end) for positions, start, end in batch)]
+    np.testing.assert_array_equal(batch_positions(batch), np.hstack(expected))

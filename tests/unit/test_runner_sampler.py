@@ -15,7 +15,7 @@ from model.engine.sequence import Sequence
 from model.request import GenerateRequest, SamplingParams
 from model.runner import sampler
 from model.runner.rows import Bias, History, Row, RowSource
-from model.runner.sampler import exponential_noise, noise_key, sample
+from model.runner.sampler import argmax, exponential_noise, noise_key, sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,6 +157,13 @@ def test_greedy_rows_take_the_exact_maximum() -> None:
     logits = torch.randn((5, 300), generator=torch.Generator().manual_seed(2))
     expected = logits.argmax(-1).tolist()
     assert chosen(logits, [GREEDY] * 5) == expected
+
+
+def test_of_equal_logits_the_first_is_taken_on_every_device() -> None:
+    rows = torch.tensor([[1.0, 3.0, 3.0, 2.0], [-torch.inf] * 4, [0.0, -0.0, 0.0, 0.0]])
+    assert argmax(rows).tolist() == rows.argmax(-1).tolist() == [1, 0, 0]
+    assert argmax(rows).dtype is torch.int64
+    assert argmax(rows[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45])

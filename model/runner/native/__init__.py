@@ -73,27 +73,33 @@ class NativeKernels(TextKernels):
 
     def metadata(self, shares: Seq[ScheduledSequence]) -> NativeMetadata:
         """See TextKernels."""
-        slots = []
+        block_size = self.block_size
+        slots = np.empty(sum(share.num_tokens for share in shares), dtype=np.int64)
         chunks: list[tuple[int, ScheduledSequence, NDArray[np.int64]]] = []
-        decodes: list[tuple[int, int, list[int]]] = []
+        rows: list[int] = []
+        contexts: list[int] = []
+        tables: list[list[int]] = []
+        last_slots: list[int] = []
         row = 0
         for share in shares:
-            table = share.sequence.block_table
+            table, end = share.sequence.block_table, share.end
             if share.num_tokens == 1:
-                last = share.end - 1
-                block = table[last // self.block_size]
-                slots.append(np.array([block * self.block_size + last % self.block_size]))
-                decodes.append((row, share.end, table))
+                block, offset = divmod(end - 1, block_size)
+                rows.append(row)
+                contexts.append(end)
+                tables.append(table)
+                last_slots.append(table[block] * block_size + offset)
             else:
-                context = context_slots(table, share.end, self.block_size)
-                slots.append(context[share.start :])
+                context = context_slots(table, end, block_size)
+                slots[row : row + share.num_tokens] = context[share.start :]
                 chunks.append((row, share, context))
             row += share.num_tokens
+        slots[rows] = last_slots
         return NativeMetadata(
-            slots=torch.from_numpy(np.concatenate(slots)),
-            decode_rows=torch.tensor([row for row, _, _ in decodes], dtype=torch.int64),
-            contexts=torch.tensor([end for _, end, _ in decodes], dtype=torch.int64),
-            tables=self._tables(decodes),
+            slots=torch.from_numpy(slots),
+            decode_rows=torch.tensor(rows, dtype=torch.int64),
+            contexts=torch.tensor(contexts, dtype=torch.int64),
+            tables=self._tables(tables, contexts),
             prefill_spans=() if self._wide else self._prefill_spans(chunks),
             wide_spans=self._wide_spans(chunks) if self._wide and chunks else None,
         )
@@ -112,12 +118,14 @@ class NativeKernels(TextKernels):
             self.block_size,
         )
 
-    def _tables(self, decodes: Seq[tuple[int, int, list[int]]]) -> Tensor:
-        sizes = [-(-end // self.block_size) for _, end, _ in decodes]
-        tables = np.zeros((len(decodes), max(sizes, default=0)), dtype=np.int32)
-        for i, ((_, _, table), size) in enumerate(zip(decodes, sizes, strict=True)):
-            tables[i, :size] = table[:size]
-        return torch.from_numpy(tables)
+    def _tables(self, tables: Seq[list[int]], contexts: Seq[int]) -> Tensor:
+        width = -(-max(contexts, default=0) // self.block_size)
+        # One list, filled up: an array of each table's own would take longer.
+        flat: list[int] = []
+        for number, table in enumerate(tables, 1):
+            flat += table[:width]
+            flat += [0] * (number * width - len(flat))
+        return torch.tensor(flat, dtype=torch.int32).view(len(tables), width)
 
     def rms_norm(self, rows: Tensor, weight: Tensor) -> Tensor:
         """See TextKernels."""

@@ -85,6 +85,7 @@ class NativeLayers:
         self._structures = (_Layer * len(layers))(*map(_addresses, layers))
         self._model = self._described(len(layers), final_norm)
         self._run = compiled.function("run_layers", final_norm.dtype)
+        self._cache: KVCache | None = None
         self._rooms = Rooms(final_norm.dtype)
 
     @classmethod
@@ -106,8 +107,8 @@ class NativeLayers:
         returns the last norm, [num_samples or num_tokens, hidden_size]: valid until the next call
         """
         geometry, metadata = self._geometry, inputs.attention
-        for structure, keys, values in zip(self._structures, cache.keys, cache.values, strict=True):
-            structure.keys, structure.values = keys.data_ptr(), values.data_ptr()
+        if cache is not self._cache:
+            self._attach(cache)
         num_tokens = len(hidden)
         attended_size = geometry.num_heads * geometry.head_dim
         kv_size = geometry.num_kv_heads * geometry.head_dim
@@ -135,6 +136,12 @@ class NativeLayers:
         self._run(ctypes.addressof(self._model), self._structures, ctypes.addressof(step))
         del held
         return normal[: len(inputs.sample_rows)] if trims else normal
+
+    def _attach(self, cache: KVCache) -> None:
+        """Take a cache's addresses: asking for them at every step takes longer than a norm."""
+        for structure, keys, values in zip(self._structures, cache.keys, cache.values, strict=True):
+            structure.keys, structure.values = keys.data_ptr(), values.data_ptr()
+        self._cache = cache
 
     def _set_decodes(self, step: _Step, metadata: NativeMetadata) -> None:
         step.num_decodes = len(metadata.decode_rows)
