@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from model.errors import QueueFull, ServingError
 from model.serving.body import INTERNAL_ERROR, until_disconnect
 from model.serving.describe_body import read_batch
 from model.serving.request_id import request_id_of
+from model.serving.routing import Route
 from model.serving.sse import EventStream, Outlet, wanted_form
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from collections.abc import Sequence as Seq
+
+    from starlette.requests import Request
 
     from model.errors import InvalidImage
     from model.serving.describe_body import Question
@@ -59,12 +61,10 @@ class Tally:
         return {"succeeded": self.succeeded, "failed": self.failed, "usage": self.usage}
 
 
-def batch_router(describer: Describer, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+def batch_routes(describer: Describer, lifecycle: Lifecycle, settings: Settings) -> list[Route]:
     """The route, for one model."""
-    router = APIRouter(tags=["describe"])
     limits = settings.request
 
-    @router.post("/api/v1/batch")
     async def batch(request: Request) -> Response:
         """Describe many pictures; one that cannot be described does not touch the others."""
         with ExitStack() as held:
@@ -86,7 +86,7 @@ def batch_router(describer: Describer, lifecycle: Lifecycle, settings: Settings)
             answer = await until_disconnect(request.scope, request.receive, work)
             return JSONResponse({**head, **answer})
 
-    return router
+    return [Route(("POST",), "/api/v1/batch", batch, tag="describe", inference=True)]
 
 
 async def _whole(describer: Describer, entries: Seq[Question | InvalidImage]) -> dict[str, Any]:

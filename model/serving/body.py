@@ -13,8 +13,6 @@ from contextlib import aclosing, contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
-from fastapi import routing
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
@@ -28,11 +26,12 @@ from model.errors import (
     UnsupportedMediaType,
 )
 from model.serving.parameters import shown
+from model.serving.routing import allowed_methods
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator
 
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.types import Receive, Scope
 
@@ -287,7 +286,7 @@ def error_response(error: ServingError, path: str = "", form: ErrorForm = plain_
     return JSONResponse(form(path, str(error), error.status, error), error.status, headers)
 
 
-def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
+def install_error_handlers(app: Starlette, form: ErrorForm = plain_error) -> None:
     """Answer every failure of the app's routes, and its unknown routes, in the given form."""
 
     def body(request: Request, text: str, status: int) -> dict[str, Any]:
@@ -305,15 +304,9 @@ def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
             text = f"{request.method} {request.scope['path']}: {known}"
         headers = error.headers
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers = {"Allow": _allowed_methods(app, request.scope["path"])}
+            headers = {"Allow": allowed_methods(app, request.scope["path"])}
         answer = body(request, text, error.status_code)
         return JSONResponse(answer, error.status_code, headers)
-
-    async def validation_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        faults = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        status = HTTPStatus.BAD_REQUEST
-        return JSONResponse(body(request, "; ".join(faults), status), status)
 
     async def client_gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -325,20 +318,5 @@ def install_error_handlers(app: FastAPI, form: ErrorForm = plain_error) -> None:
 
     app.add_exception_handler(ServingError, serving_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, unexpected)
-
-
-def routes_of(app: FastAPI) -> list[Any]:
-    """Every route of an app, those of its routers too; newer FastAPI keeps them apart."""
-    flat: Any = getattr(routing, "iter_route_contexts", iter)
-    return list(flat(app.routes))
-
-
-def _allowed_methods(app: FastAPI, path: str) -> str:
-    """Of all routes with this path; Starlette would name those of the first alone."""
-    routes = (route for route in routes_of(app) if route.path_regex.match(path))
-    methods = {method for route in routes for method in route.methods}
-    # The transport makes GET of HEAD.
-    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))

@@ -9,25 +9,25 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from model.serving.body import until_disconnect
 from model.serving.describe_body import read_question
 from model.serving.request_id import request_id_of
+from model.serving.routing import Route
 from model.serving.sse import EventStream, Outlet, wanted_form
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+
     from model.serving.describer import Describer
     from model.serving.lifecycle import Lifecycle
     from model.settings import Settings
 
 
-def describe_router(describer: Describer, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+def describe_routes(describer: Describer, lifecycle: Lifecycle, settings: Settings) -> list[Route]:
     """The route, for one model."""
-    router = APIRouter(tags=["describe"])
 
-    @router.post("/api/v1/describe")
     async def describe(request: Request) -> Response:
         """Describe one picture, or answer a question about several."""
         with ExitStack() as held:
@@ -43,4 +43,4 @@ def describe_router(describer: Describer, lifecycle: Lifecycle, settings: Settin
             answer = await until_disconnect(request.scope, request.receive, work)
             return JSONResponse({**head, **answer})
 
-    return router
+    return [Route(("POST",), "/api/v1/describe", describe, tag="describe", inference=True)]

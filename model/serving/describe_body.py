@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
     from collections.abc import Sequence as Seq
 
-    from fastapi import Request
     from starlette.datastructures import FormData
+    from starlette.requests import Request
 
     from model.settings import Settings
 

@@ -13,15 +13,16 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 import orjson
-from fastapi import APIRouter, Request, Response
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from model import __version__
 from model.errors import NotFound
 from model.serving.openapi import TITLE, build_document
+from model.serving.routing import Route, routes_of
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
+    from starlette.requests import Request
 
     from model.settings import Settings
 
@@ -69,42 +70,46 @@ INDEX: Final = {
 ASSETS: Final = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 
-def docs_router(app: FastAPI, settings: Settings) -> APIRouter:
+def docs_routes(settings: Settings) -> list[Route]:
     """The routes; the description is of the app's routes when it is first asked for."""
-    router = APIRouter(tags=["docs"])
 
     @cache
-    def document() -> bytes:
-        return orjson.dumps(build_document(app.routes, settings))
+    def document(app: Starlette) -> bytes:
+        return orjson.dumps(build_document(routes_of(app), settings))
 
-    @router.get("/openapi.json")
-    async def openapi() -> Response:
+    async def openapi(request: Request) -> Response:
         """This description."""
-        return Response(document(), media_type="application/json")
+        return Response(document(request.app), media_type="application/json")
 
-    @router.get("/api/docs")
-    async def page() -> Response:
-        """This description, to read and to try."""
-        headers = {"Content-Security-Policy": POLICY}
-        return Response(PAGE, media_type="text/html", headers=headers)
+    return [
+        Route(("GET",), "/openapi.json", openapi, tag="docs"),
+        Route(("GET",), "/api/docs", page, tag="docs"),
+        Route(("GET",), "/", index),
+        Route(("GET",), "/docs", short, tag="docs"),
+        Route(("GET",), "/api/docs/{name}", asset),
+    ]
 
-    @router.get("/", include_in_schema=False)
-    async def index(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("api/docs")
-        return JSONResponse(INDEX)
 
-    @router.get("/docs")
-    async def short() -> Response:
-        """The way to /api/docs."""
+async def page(request: Request) -> Response:
+    """This description, to read and to try."""
+    headers = {"Content-Security-Policy": POLICY}
+    return Response(PAGE, media_type="text/html", headers=headers)
+
+
+async def index(request: Request) -> Response:
+    if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse("api/docs")
+    return JSONResponse(INDEX)
 
-    @router.get("/api/docs/{name}", include_in_schema=False)
-    async def asset(name: str) -> Response:
-        """A part of the page."""
-        return _asset(name)
 
-    return router
+async def short(request: Request) -> Response:
+    """The way to /api/docs."""
+    return RedirectResponse("api/docs")
+
+
+async def asset(request: Request) -> Response:
+    """A part of the page."""
+    return _asset(request.path_params["name"])
 
 
 @cache

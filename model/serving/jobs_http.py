@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from model.errors import InvalidRequest, NotFound
 from model.serving.describe_body import Batch, Question, read_batch
@@ -22,8 +21,11 @@ from model.serving.parameters import (
     parse_timeout_seconds,
     shown,
 )
+from model.serving.routing import QueryInteger, Route
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+
     from model.serving.describer import Describer
     from model.serving.job_runner import JobRunner
     from model.serving.jobs import Job
@@ -32,18 +34,16 @@ if TYPE_CHECKING:
 
 ROUTE: Final = "/api/v1/jobs"
 JOB_ID: Final = re.compile(r"[0-9a-f]{32}")
-MAX_PAGE: Final = 1000
-DEFAULT_PAGE: Final = 100
+AFTER: Final = QueryInteger("after", default=0, low=0)
+LIMIT: Final = QueryInteger("limit", default=100, low=1, high=1000)
 
 
-def jobs_router(
+def jobs_routes(
     runner: JobRunner, describer: Describer, lifecycle: Lifecycle, settings: Settings
-) -> APIRouter:
+) -> list[Route]:
     """The routes, for one model."""
-    router = APIRouter(tags=["jobs"])
     limits = settings.jobs
 
-    @router.post(ROUTE)
     async def create(request: Request) -> Response:
         """Take a batch to be answered later, behind everybody who waits."""
         with lifecycle.request():
@@ -61,22 +61,18 @@ def jobs_router(
         headers = {"Location": f"{ROUTE}/{job.id}"}
         return JSONResponse(job.view(limits.keep_seconds), 202, headers)
 
-    @router.get(ROUTE + "/{job_id}")
-    async def state(job_id: str) -> Response:
+    async def state(request: Request) -> Response:
         """How far a job is."""
-        return JSONResponse(_known(await _get(runner, job_id), job_id).view(limits.keep_seconds))
+        job = await _job(request, runner)
+        return JSONResponse(job.view(limits.keep_seconds))
 
-    @router.get(ROUTE + "/{job_id}/results")
-    async def results(
-        job_id: str,
-        after: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
-    ) -> Response:
+    async def results(request: Request) -> Response:
         """Results in the order they were done, from the one numbered `after`.
 
         `next` is the `after` of the next page, null when there is none to come.
         """
-        job = _known(await _get(runner, job_id), job_id)
+        after, limit = AFTER.of(request), LIMIT.of(request)
+        job = await _job(request, runner)
         page = await runner.store.results(job.id, after, limit)
         reached = after + len(page)
         # The job was read first: where it had ended, all results were there.
@@ -91,18 +87,26 @@ def jobs_router(
             }
         )
 
-    @router.delete(ROUTE + "/{job_id}")
-    async def cancel(job_id: str) -> Response:
+    async def cancel(request: Request) -> Response:
         """Let a job end; what is done stays. One that has ended stays as it is."""
-        _known(await _get(runner, job_id), job_id)
-        job = _known(await runner.cancel(job_id), job_id)
+        known = await _job(request, runner)
+        job = _known(await runner.cancel(known.id), known.id)
         return JSONResponse(job.view(limits.keep_seconds))
 
-    return router
+    job = ROUTE + "/{job_id}"
+    return [
+        Route(("POST",), ROUTE, create, tag="jobs"),
+        Route(("GET",), job, state, tag="jobs"),
+        Route(("GET",), f"{job}/results", results, tag="jobs"),
+        Route(("DELETE",), job, cancel, tag="jobs"),
+    ]
 
 
-async def _get(runner: JobRunner, job_id: str) -> Job | None:
-    return await runner.store.get(job_id) if JOB_ID.fullmatch(job_id) else None
+async def _job(request: Request, runner: JobRunner) -> Job:
+    """The one that a path names; raises NotFound."""
+    job_id = request.path_params["job_id"]
+    found = await runner.store.get(job_id) if JOB_ID.fullmatch(job_id) else None
+    return _known(found, job_id)
 
 
 def _known(job: Job | None, job_id: str) -> Job:

@@ -29,14 +29,14 @@ from prometheus_client.registry import Collector
 
 from model import __version__
 from model.request import FinishReason
-from model.serving.body import routes_of
 from model.serving.lifecycle import Phase
+from model.serving.routing import routes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi import FastAPI
     from prometheus_client.core import Metric
+    from starlette.applications import Starlette
     from starlette.types import Scope
 
     from model.engine.stats import EngineStats, Histogram
@@ -65,19 +65,19 @@ class HttpRequests:
             registry=None,
         )
 
-    def expect(self, app: FastAPI) -> None:
+    def expect(self, app: Starlette) -> None:
         """Begin the series of what an app's routes will be asked."""
         for route in routes_of(app):
-            if "POST" in (getattr(route, "methods", None) or ()):
+            if "POST" in route.methods:
                 for status in EXPECTED_STATUSES:
-                    self.counter.labels("POST", route.path, status)
+                    self.counter.labels("POST", route.path_format, status)
 
     def ended(self, scope: Scope, status: int | None) -> None:
         """Count one; scope: as the app's router left it."""
         route = scope.get("route")
         known = scope["method"] in (getattr(route, "methods", None) or ())
         method = scope["method"] if known else UNKNOWN
-        self.counter.labels(method, getattr(route, "path", UNKNOWN), status or 0).inc()
+        self.counter.labels(method, getattr(route, "path_format", UNKNOWN), status or 0).inc()
 
 
 class GrpcRequests:

@@ -12,8 +12,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from fastapi import APIRouter, Request, Response
-
 from model.errors import InvalidRequest, ModelNotFound, ServingError, UnsupportedMediaType
 from model.serving.body import Body, discard_body, read_body, until_disconnect
 from model.serving.json_body import kind, parse_object
@@ -24,10 +22,14 @@ from model.serving.openai_errors import PREFIXES
 from model.serving.openai_fields import ignored_header
 from model.serving.openai_tokens import detokenize, tokenize
 from model.serving.parameters import shown
+from model.serving.routing import Route
 from model.serving.sse import EventStream, Outlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from starlette.requests import Request
+    from starlette.responses import Response
 
     from model.serving.kserve_model import Qwen3VLModel
     from model.serving.lifecycle import Lifecycle
@@ -40,6 +42,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+TAG: Final = "openai"
 OWNER: Final = "qwen3-vl-server"
 JSON_TYPES: Final = ("application/json", "")
 MAX_SHOWN_NAME: Final = 128
@@ -47,30 +50,30 @@ MAX_SHOWN_NAME: Final = 128
 LARGE_BODY_BYTES: Final = 256 * 1024
 
 
-def openai_router(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+def openai_routes(model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> list[Route]:
     """All of OpenAI's routes for one model, and vLLM's beside them."""
-    router = APIRouter(tags=["openai"])
-    routes = _Routes(model, lifecycle, settings)
+    handlers = _Handlers(model, lifecycle, settings)
+    routes = []
     for prefix in PREFIXES:
-        shown_once = prefix == PREFIXES[0]
-        get, post = (
-            partial(router.add_api_route, methods=[method], include_in_schema=shown_once)
-            for method in ("GET", "POST")
-        )
-        get(f"{prefix}/models", routes.models)
-        get(f"{prefix}/models/{{model_name:path}}", routes.model)
-        post(f"{prefix}/chat/completions", routes.chat)
-        post(f"{prefix}/completions", routes.completions)
+        tag = TAG if prefix == PREFIXES[0] else None
+        get, post = partial(Route, ("GET",), tag=tag), partial(Route, ("POST",), tag=tag)
+        routes += [
+            get(f"{prefix}/models", handlers.models),
+            get(f"{prefix}/models/{{model_name:path}}", handlers.model),
+            post(f"{prefix}/chat/completions", handlers.chat, inference=True),
+            post(f"{prefix}/completions", handlers.completions, inference=True),
+        ]
     for prefix in ("", *PREFIXES):
-        for path, handler in (("/tokenize", routes.tokenize), ("/detokenize", routes.detokenize)):
-            router.add_api_route(
-                prefix + path, handler, methods=["POST"], include_in_schema=not prefix
-            )
-    return router
+        post = partial(Route, ("POST",), tag=None if prefix else TAG)
+        routes += [
+            post(f"{prefix}/tokenize", handlers.tokenize),
+            post(f"{prefix}/detokenize", handlers.detokenize),
+        ]
+    return routes
 
 
-class _Routes:
-    """The handlers, of one model."""
+class _Handlers:
+    """What answers them, for one model."""
 
     def __init__(self, model: Qwen3VLModel, lifecycle: Lifecycle, settings: Settings) -> None:
         self._model = model
@@ -78,14 +81,15 @@ class _Routes:
         self._limits = settings.request
         self._created = int(time.time())
 
-    async def models(self) -> Response:
+    async def models(self, request: Request) -> Response:
         """Every name of the served model."""
         data = [self._description(name) for name in self._model.names]
         return json_response({"object": "list", "data": data})
 
-    async def model(self, model_name: str) -> Response:
+    async def model(self, request: Request) -> Response:
         """One name of the served model."""
-        return json_response(self._description(self._known(model_name)))
+        name = self._known(request.path_params["model_name"])
+        return json_response(self._description(name))
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation of text and pictures, whole or as server-sent events."""

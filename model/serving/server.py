@@ -15,35 +15,39 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import exposition
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
 
 from model.checkpoint import CheckpointError
-from model.serving.batch import batch_router
+from model.serving.batch import batch_routes
 from model.serving.body import install_error_handlers
-from model.serving.describe import describe_router
+from model.serving.describe import describe_routes
 from model.serving.describer import Describer
-from model.serving.docs import docs_router
+from model.serving.docs import docs_routes
 from model.serving.job_runner import JobRunner
 from model.serving.jobs import MemoryJobStore
-from model.serving.jobs_http import jobs_router
+from model.serving.jobs_http import jobs_routes
 from model.serving.lifecycle import Lifecycle, Phase
 from model.serving.loop_lag import LoopLag
 from model.serving.metrics import Requests, build_registry
 from model.serving.openai_errors import error_body
-from model.serving.openai_http import openai_router
+from model.serving.openai_http import openai_routes
 from model.serving.request_id import RequestIds
+from model.serving.routing import Route, inference_first
 from model.serving.transport.limits import ConnectionLimits
 from model.serving.transport.server import HttpServer
-from model.serving.ui_link import ui_router
+from model.serving.ui_link import ui_routes
 from model.serving.v2_grpc import build_grpc_server
-from model.serving.v2_http import v2_router
+from model.serving.v2_http import v2_routes
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+
+    from prometheus_client import CollectorRegistry
+    from starlette.requests import Request
 
     from model.serving.jobs import JobStore
     from model.serving.kserve_model import Qwen3VLModel
@@ -70,31 +74,20 @@ def build_app(
     jobs: JobRunner | None = None,
     lag: LoopLag | None = None,
     requests: Requests | None = None,
-) -> FastAPI:
+) -> Starlette:
     """All HTTP routes; those of jobs only where something runs them."""
-    app = FastAPI(openapi_url=None)
-    registry = build_registry(model, lifecycle, jobs, lag, requests)
-
-    @app.get("/metrics", tags=["health"])
-    async def metrics(request: Request) -> Response:
-        """What Prometheus reads."""
-        encoder, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        return Response(encoder(registry), headers={"content-type": content_type})
-
-    @app.get("/health", tags=["health"])
-    async def health() -> JSONResponse:
-        """Whether requests are served: the phase, with 200 when ready and 503 when not."""
-        return JSONResponse({"status": lifecycle.phase.value}, 200 if lifecycle.ready else 503)
-
-    app.include_router(v2_router(model, lifecycle, settings))
     describer = Describer(model)
-    app.include_router(describe_router(describer, lifecycle, settings))
-    app.include_router(batch_router(describer, lifecycle, settings))
-    if jobs is not None:
-        app.include_router(jobs_router(jobs, describer, lifecycle, settings))
-    app.include_router(openai_router(model, lifecycle, settings))
-    app.include_router(ui_router(settings.server.ui_url))
-    app.include_router(docs_router(app, settings))
+    routes = [
+        *_health_routes(lifecycle, build_registry(model, lifecycle, jobs, lag, requests)),
+        *v2_routes(model, lifecycle, settings),
+        *describe_routes(describer, lifecycle, settings),
+        *batch_routes(describer, lifecycle, settings),
+        *(jobs_routes(jobs, describer, lifecycle, settings) if jobs is not None else ()),
+        *openai_routes(model, lifecycle, settings),
+        *ui_routes(settings.server.ui_url),
+        *docs_routes(settings),
+    ]
+    app = Starlette(routes=inference_first(routes))
     if requests is not None:
         requests.http.expect(app)
     install_error_handlers(app, error_body)
@@ -107,6 +100,22 @@ def build_app(
             expose_headers=["X-Request-Id", "X-Ignored-Fields", "Retry-After"],
         )
     return app
+
+
+def _health_routes(lifecycle: Lifecycle, registry: CollectorRegistry) -> list[Route]:
+    async def metrics(request: Request) -> Response:
+        """What Prometheus reads."""
+        encoder, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Response(encoder(registry), headers={"content-type": content_type})
+
+    async def health(request: Request) -> Response:
+        """Whether requests are served: the phase, with 200 when ready and 503 when not."""
+        return JSONResponse({"status": lifecycle.phase.value}, 200 if lifecycle.ready else 503)
+
+    return [
+        Route(("GET",), "/metrics", metrics, tag="health"),
+        Route(("GET",), "/health", health, tag="health"),
+    ]
 
 
 def build_job_store(settings: JobSettings) -> JobStore:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import shlex
 from html import escape
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from model.serving.routing import Route
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 NO_PAGE: Final = """\
 <!doctype html>
@@ -33,15 +37,12 @@ page's address, this server leads there from here.</p>
 """
 
 
-def ui_router(ui_url: str | None) -> APIRouter:
-    """The route.
+def ui_routes(ui_url: str | None) -> list[Route]:
+    """The route, with and without a slash at its end.
 
     ui_url: the page's address, None where none is known
     """
-    router = APIRouter()
 
-    @router.get("/ui", include_in_schema=False)
-    @router.get("/ui/", include_in_schema=False)
     async def ui(request: Request) -> Response:
         if ui_url is not None:
             return RedirectResponse(ui_url, 307)
@@ -49,4 +50,4 @@ def ui_router(ui_url: str | None) -> APIRouter:
         api = escape(shlex.quote(str(request.base_url).rstrip("/")))
         return HTMLResponse(NO_PAGE.format(api=api), 404)
 
-    return router
+    return [Route(("GET",), path, ui) for path in ("/ui", "/ui/")]

@@ -10,15 +10,15 @@ import asyncio
 from contextlib import ExitStack, aclosing
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from fastapi import APIRouter, Request, Response
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from model.errors import ServingError, Unsupported
 from model.serving.body import discard_body, read_body, until_disconnect
 from model.serving.json_body import check_keys, parse_object
 from model.serving.parameters import boolean
+from model.serving.routing import Route
 from model.serving.sse import EVENTS, EventStream, Outlet
 from model.serving.v2_codec import (
     HEADER_LENGTH,
@@ -43,12 +43,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from kserve import InferRequest, InferResponse
+    from starlette.requests import Request
 
     from model.serving.lifecycle import Lifecycle
+    from model.serving.routing import Handler
     from model.serving.tap import Tap
     from model.settings import Settings
 
 MODEL_PATHS: Final = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{version}")
+TAG: Final = "v2"
 UNSUPPORTED_ROUTES: Final = (
     ("/v2/repository/models/{model_name}/load", ("POST",), UNSUPPORTED["RepositoryModelLoad"]),
     ("/v2/repository/models/{model_name}/unload", ("POST",), UNSUPPORTED["RepositoryModelUnload"]),
@@ -64,34 +67,33 @@ UNSUPPORTED_ROUTES: Final = (
 )
 
 
-def v2_router(model: V2Model, lifecycle: Lifecycle, settings: Settings) -> APIRouter:
+def v2_routes(model: V2Model, lifecycle: Lifecycle, settings: Settings) -> list[Route]:
     """All V2 routes of one model."""
-    router = APIRouter(tags=["v2"])
     about = _About(model, lifecycle, settings)
     infer = _Inference(model, lifecycle, settings)
-    get, post = (
-        partial(router.add_api_route, methods=["GET"]),
-        partial(router.add_api_route, methods=["POST"]),
-    )
-    get("/v2", about.server)
-    get("/v2/health/live", about.live)
-    get("/v2/health/ready", about.ready)
-    get("/v2/models", about.models)
-    get("/v2/models/stats", about.all_statistics)
-    post("/v2/repository/index", about.index)
+    get, post = partial(Route, ("GET",), tag=TAG), partial(Route, ("POST",), tag=TAG)
+    routes = [
+        get("/v2", about.server),
+        get("/v2/health/live", about.live),
+        get("/v2/health/ready", about.ready),
+        get("/v2/models", about.models),
+        get("/v2/models/stats", about.all_statistics),
+        post("/v2/repository/index", about.index),
+    ]
     for path in MODEL_PATHS:
-        get(path, about.metadata)
-        get(f"{path}/ready", about.model_ready)
-        get(f"{path}/config", about.config)
-        get(f"{path}/stats", about.statistics)
-        post(f"{path}/infer", infer.infer)
-        post(f"{path}/generate", infer.generate)
-        post(f"{path}/generate_stream", infer.generate_stream)
-    for path, methods, text in UNSUPPORTED_ROUTES:
-        router.add_api_route(
-            path, _unsupported(text), methods=list(methods), include_in_schema=False
-        )
-    return router
+        routes += [
+            get(path, about.metadata),
+            get(f"{path}/ready", about.model_ready),
+            get(f"{path}/config", about.config),
+            get(f"{path}/stats", about.statistics),
+            post(f"{path}/infer", infer.infer, inference=True),
+            post(f"{path}/generate", infer.generate, inference=True),
+            post(f"{path}/generate_stream", infer.generate_stream, inference=True),
+        ]
+    refused = (
+        Route(methods, path, _unsupported(text)) for path, methods, text in UNSUPPORTED_ROUTES
+    )
+    return [*routes, *refused]
 
 
 class _About:
@@ -102,47 +104,42 @@ class _About:
         self._lifecycle = lifecycle
         self._idle_seconds = settings.request.body_idle_seconds
 
-    async def server(self) -> Response:
+    async def server(self, request: Request) -> Response:
         """The server's name, version and protocol extensions."""
         return JSONResponse(server_metadata())
 
-    async def live(self) -> Response:
+    async def live(self, request: Request) -> Response:
         """200 while the process is worth keeping, else 503."""
         return _flag("live", self._lifecycle.live)
 
-    async def ready(self) -> Response:
+    async def ready(self, request: Request) -> Response:
         """200 while new requests should come here, else 503."""
         return _flag("ready", self._lifecycle.ready)
 
-    async def models(self) -> Response:
+    async def models(self, request: Request) -> Response:
         """The names of the served model."""
         return JSONResponse({"models": list(self._model.names)})
 
-    async def metadata(self, model_name: str, version: str = "") -> Response:
+    async def metadata(self, request: Request) -> Response:
         """The model's platform, versions, inputs and outputs."""
-        check_model(self._model, model_name, version)
-        return JSONResponse(model_metadata(model_name))
+        return JSONResponse(model_metadata(self._checked(request)))
 
-    async def model_ready(self, model_name: str, version: str = "") -> Response:
+    async def model_ready(self, request: Request) -> Response:
         """200 while the model takes requests, else 503."""
-        check_model(self._model, model_name, version)
-        return _flag("ready", self._lifecycle.ready, name=model_name)
+        name = self._checked(request)
+        return _flag("ready", self._lifecycle.ready, name=name)
 
-    async def config(self, model_name: str, version: str = "") -> Response:
+    async def config(self, request: Request) -> Response:
         """The model's configuration, in Triton's form."""
-        check_model(self._model, model_name, version)
-        return JSONResponse(model_config(model_name))
+        return JSONResponse(model_config(self._checked(request)))
 
-    async def statistics(self, model_name: str, version: str = "") -> Response:
+    async def statistics(self, request: Request) -> Response:
         """Counts and times of the model's requests, in Triton's form."""
-        check_model(self._model, model_name, version)
-        return JSONResponse(
-            {"model_stats": [model_statistics(model_name, self._model.statistics())]}
-        )
+        return self._statistics(self._checked(request))
 
-    async def all_statistics(self) -> Response:
+    async def all_statistics(self, request: Request) -> Response:
         """Counts and times of every model's requests; the server has one."""
-        return await self.statistics(self._model.names[0])
+        return self._statistics(self._model.names[0])
 
     async def index(self, request: Request) -> Response:
         """The served names with their state; `{"ready": true}` leaves out what is not ready."""
@@ -153,6 +150,15 @@ class _About:
         return JSONResponse(
             repository_index(self._model.names, self._lifecycle, only_ready=only_ready)
         )
+
+    def _checked(self, request: Request) -> str:
+        """The name in the path, which is one that is served, with its version."""
+        name, version = _model_of(request)
+        check_model(self._model, name, version)
+        return name
+
+    def _statistics(self, name: str) -> Response:
+        return JSONResponse({"model_stats": [model_statistics(name, self._model.statistics())]})
 
 
 class _Inference:
@@ -165,33 +171,31 @@ class _Inference:
         self._max_body_bytes = settings.request.max_body_bytes
         self._idle_seconds = settings.request.body_idle_seconds
 
-    async def infer(self, request: Request, model_name: str, version: str = "") -> Response:
+    async def infer(self, request: Request) -> Response:
         """Tensors in, tensors out: JSON, with the binary tensor data extension behind it."""
-        await self._check(request, model_name, version)
+        await self._check(request)
         with self._lifecycle.request():
             decode = partial(decode_request, header_length=request.headers.get(HEADER_LENGTH))
-            infer_request = await self._read(request, decode, model_name, version)
+            infer_request = await self._read(request, decode)
             response, headers = await self._answer(request, infer_request)
             encoded = encode_response(response, infer_request)
         return Response(encoded.body, headers={**headers, **encoded.headers})
 
-    async def generate(self, request: Request, model_name: str, version: str = "") -> Response:
+    async def generate(self, request: Request) -> Response:
         """Plain JSON fields in, plain JSON fields out."""
-        await self._check(request, model_name, version)
+        await self._check(request)
         with self._lifecycle.request():
-            infer_request = await self._read(request, decode_generate, model_name, version)
+            infer_request = await self._read(request, decode_generate)
             response, headers = await self._answer(request, infer_request)
             answer = encode_answer(response, infer_request)
         return JSONResponse(answer, headers=headers)
 
-    async def generate_stream(
-        self, request: Request, model_name: str, version: str = ""
-    ) -> Response:
+    async def generate_stream(self, request: Request) -> Response:
         """As generate, as server-sent events: one for each piece of text, as it comes."""
-        await self._check(request, model_name, version)
+        await self._check(request)
         with ExitStack() as held:
             held.enter_context(self._lifecycle.request())
-            infer_request = await self._read(request, decode_generate, model_name, version)
+            infer_request = await self._read(request, decode_generate)
             check_one_sequence(infer_request)
             outlet = Outlet(request.scope, EVENTS)
             events = self._events(infer_request, outlet.tap)
@@ -210,28 +214,26 @@ class _Inference:
         answer = self._model(infer_request, headers_of(request.headers))
         return await until_disconnect(request.scope, request.receive, answer)
 
-    async def _check(self, request: Request, model_name: str, version: str) -> None:
+    async def _check(self, request: Request) -> None:
         """Refuse a request for a wrong model, or while none are taken, before its body is read."""
         try:
-            check_model(self._model, model_name, version)
+            check_model(self._model, *_model_of(request))
             self._lifecycle.check_serving()
         except ServingError:
             await discard_body(request, self._max_body_bytes)
             raise
 
-    async def _read(
-        self,
-        request: Request,
-        decode: Callable[..., InferRequest],
-        model_name: str,
-        version: str,
-    ) -> InferRequest:
+    async def _read(self, request: Request, decode: Callable[..., InferRequest]) -> InferRequest:
         """The body as an InferRequest; the body itself is not kept."""
         body = await read_body(request, self._max_body_bytes, self._idle_seconds)
-        decode = partial(
-            decode, body, model_name=model_name, model_version=version, limits=self._limits
-        )
+        name, version = _model_of(request)
+        decode = partial(decode, body, model_name=name, model_version=version, limits=self._limits)
         return await asyncio.to_thread(decode) if len(body) > LARGE_BYTES else decode()
+
+
+def _model_of(request: Request) -> tuple[str, str]:
+    """Name and version in a path; the version may be left out, and is "" then."""
+    return request.path_params["model_name"], request.path_params.get("version", "")
 
 
 def _flag(flag: str, value: bool, **more: str) -> Response:
@@ -239,8 +241,8 @@ def _flag(flag: str, value: bool, **more: str) -> Response:
     return JSONResponse({**more, flag: value}, status)
 
 
-def _unsupported(text: str) -> Callable[[], Any]:
-    async def refuse() -> Response:
+def _unsupported(text: str) -> Handler:
+    async def refuse(request: Request) -> Response:
         raise Unsupported(text)
 
     return refuse

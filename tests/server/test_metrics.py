@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import grpc
@@ -83,6 +84,16 @@ def test_requests_are_counted_by_route_and_status(server: RunningServer) -> None
         before = counted(**labels)
         httpx.request(method, f"{server.http_url}{path}", content=b"{}")
         assert counted(**labels) == before + 1, (method, path)
+
+
+def test_a_route_is_named_as_the_document_names_it(server: RunningServer) -> None:
+    paths = httpx.get(f"{server.http_url}/openapi.json").json()["paths"]
+    described = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    for method, path in described:
+        httpx.request(method, server.http_url + re.sub(r"\{\w+\}", "x", path), content=b"{}")
+    samples = families(server)["qwen3vl_http_requests"].samples
+    asked = {(s.labels["method"], s.labels["route"]) for s in samples if s.value}
+    assert described <= asked
 
 
 @pytest.fixture

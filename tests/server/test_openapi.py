@@ -9,18 +9,21 @@ from urllib.parse import urljoin
 
 import httpx
 import pytest
-from fastapi import FastAPI, routing
 from jsonschema import Draft202012Validator
+from starlette.requests import Request
 
 from model.errors import Unsupported
 from model.serving.job_runner import JobRunner
 from model.serving.lifecycle import Lifecycle
 from model.serving.openapi import build_document
+from model.serving.routing import routes_of
 from model.serving.server import build_app, build_job_store
 from model.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from starlette.applications import Starlette
 
     from tests.serving import RunningServer
 
@@ -40,14 +43,14 @@ class Unloaded:
     load_seconds = None
 
 
-def app() -> FastAPI:
+def app() -> Starlette:
     """The app, as a server has it before its model is loaded."""
     model: Any = Unloaded()
     jobs = JobRunner(model, build_job_store(SETTINGS.jobs), Lifecycle(), SETTINGS.jobs)
     return build_app(model, Lifecycle(), SETTINGS, jobs)
 
 
-DOCUMENT = build_document(app().routes, SETTINGS)
+DOCUMENT = build_document(routes_of(app()), SETTINGS)
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -121,10 +124,8 @@ def test_the_server_serves_it(server: RunningServer) -> None:
 
 
 async def test_every_route_is_described() -> None:
-    # Newer FastAPI keeps the routes of routers apart.
-    flat: Any = getattr(routing, "iter_route_contexts", iter)
     shown, hidden = [], []
-    for route in flat(app().routes):
+    for route in routes_of(app()):
         (shown if route.include_in_schema else hidden).append(route)
     assert len(shown) > 30
     for route in shown:
@@ -133,13 +134,36 @@ async def test_every_route_is_described() -> None:
             assert operation["summary"], route.path
             assert operation["responses"], route.path
             assert operation["tags"][0] in {tag["name"] for tag in DOCUMENT["tags"]}
+            said = operation.get("parameters", ())
+            in_path = [one["name"] for one in said if one["in"] == "path"]
+            assert in_path == list(route.param_convertors), route.path
     # Of the others each is a second path of one that is, for browsers, or unsupported.
     endpoints = {route.endpoint for route in shown}
     for route in hidden:
         if route.endpoint in endpoints or route.path == "/" or route.path.startswith(PAGES):
             continue
         with pytest.raises(Unsupported):
-            await route.endpoint()
+            await route.endpoint(Request({"type": "http"}))
+
+
+def test_every_operation_has_an_id_of_its_own() -> None:
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(ids)) == len(ids)
+    # Generated clients name their functions so.
+    assert {"models_v1_models_get", "infer_v2_models__model_name__infer_post"} <= set(ids)
+
+
+def test_what_runs_the_model_is_matched_and_described_first() -> None:
+    first = [route.path for route in routes_of(app()) if route.inference]
+    assert [route.path for route in routes_of(app())][: len(first)] == first
+    shown = [path for path in first if path in DOCUMENT["paths"]]
+    assert list(DOCUMENT["paths"])[: len(shown)] == shown
+    assert {
+        "/api/v1/describe",
+        "/openai/v1/chat/completions",
+        "/v1/completions",
+        "/v2/models/{model_name}/generate_stream",
+    } <= set(first)
 
 
 def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
-from model.serving.ui_link import ui_router
+from model.serving.ui_link import ui_routes
 
 if TYPE_CHECKING:
     from tests.serving import RunningServer
@@ -37,6 +37,4 @@ def test_a_strange_host_is_shown_as_text() -> None:
 
 
 def client(ui_url: str | None) -> TestClient:
-    app = FastAPI()
-    app.include_router(ui_router(ui_url))
-    return TestClient(app)
+    return TestClient(Starlette(routes=ui_routes(ui_url)))

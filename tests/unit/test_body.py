@@ -6,11 +6,12 @@ import asyncio
 import gzip
 import json
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
-from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.testclient import TestClient
 
@@ -29,7 +30,11 @@ from model.serving.body import (
     read_body,
     until_disconnect,
 )
+from model.serving.routing import Route
 from tests.unit.channel import Channel
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
 
 LIMIT = 1000
 IDLE_SECONDS = 5.0
@@ -229,19 +234,14 @@ def test_errors_say_when_to_come_back() -> None:
 
 
 def test_every_failure_of_an_app_is_an_error_object() -> None:
-    app = FastAPI()
-
-    @app.get("/serving")
-    def serving() -> None:
+    async def serving(request: Request) -> Response:
         raise InvalidRequest("bad")
 
-    @app.get("/typed/{number}")
-    def typed(number: int) -> None: ...
-
-    @app.get("/broken")
-    def broken() -> None:
+    async def broken(request: Request) -> Response:
         raise RuntimeError("at 0x1234 in secret.py")
 
+    handlers = (serving, broken)
+    app = Starlette(routes=[Route(("GET",), f"/{one.__name__}", one) for one in handlers])
     install_error_handlers(app)
     with TestClient(app, raise_server_exceptions=False) as client:
         answers = {
@@ -250,15 +250,12 @@ def test_every_failure_of_an_app_is_an_error_object() -> None:
                 ("GET", "/serving"),
                 ("GET", "/nowhere"),
                 ("POST", "/serving/../serving"),
-                ("GET", "/typed/x"),
                 ("GET", "/broken"),
             )
         }
         assert client.post("/serving").json() == {"error": "POST /serving: not allowed"}
         assert client.post("/serving").status_code == 405
     assert answers["/nowhere"] == (404, {"error": "GET /nowhere: no such route"})
-    assert answers["/typed/x"][0] == 400
-    assert "path.number" in answers["/typed/x"][1]["error"]
     assert answers["/broken"] == (
         500,
         {"error": "internal error; the server's log says more"},

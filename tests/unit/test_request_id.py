@@ -6,15 +6,17 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from fastapi import FastAPI, Request
-from starlette.responses import StreamingResponse
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.testclient import TestClient
 
 from model.errors import NotReady
 from model.serving.body import install_error_handlers
 from model.serving.request_id import RequestIds, request_id_of
+from model.serving.routing import Route
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import Scope
 
 
@@ -26,24 +28,20 @@ def ended() -> list[tuple[str | None, int | None]]:
 
 @pytest.fixture
 def client(ended: list[tuple[str | None, int | None]]) -> TestClient:
-    app = FastAPI()
+    async def name(request: Request) -> Response:
+        return JSONResponse({"id": request_id_of(request)})
 
-    @app.get("/name")
-    async def name(request: Request) -> dict[str, str]:
-        return {"id": request_id_of(request)}
-
-    @app.get("/stream")
-    async def stream() -> StreamingResponse:
+    async def stream(request: Request) -> Response:
         return StreamingResponse(iter([b"a", b"b"]))
 
-    @app.get("/refusing")
-    async def refusing() -> None:
+    async def refusing(request: Request) -> Response:
         raise NotReady("later")
 
-    @app.get("/broken")
-    async def broken() -> None:
+    async def broken(request: Request) -> Response:
         raise RuntimeError
 
+    handlers = (name, stream, refusing, broken)
+    app = Starlette(routes=[Route(("GET",), f"/{one.__name__}", one) for one in handlers])
     install_error_handlers(app)
 
     def tell(scope: Scope, status: int | None) -> None:

@@ -5,9 +5,9 @@ Each protocol has its file here; a route without a description is a mistake that
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import TYPE_CHECKING, Any, Final
-
-from fastapi.openapi.utils import get_openapi
 
 from model import __version__
 from model.serving.openapi import describe, openai, parameters, server, v2
@@ -18,10 +18,10 @@ from model.serving.request_id import CLIENTS_OWN, HEADER
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
-    from starlette.routing import BaseRoute
-
+    from model.serving.routing import Route
     from model.settings import Settings
 
+OPENAPI_VERSION: Final = "3.1.0"
 TITLE: Final = "Qwen3-VL server"
 DESCRIPTION: Final = (
     "A picture goes in, a description comes out: over the V2 inference protocol, OpenAI's, or "
@@ -38,25 +38,9 @@ TAGS: Final = {
 }
 
 
-def build_document(routes: Seq[BaseRoute], settings: Settings) -> dict[str, Any]:
+def build_document(routes: Seq[Route], settings: Settings) -> dict[str, Any]:
     """The description of these routes; raises LookupError for one that is not described."""
-    document = get_openapi(
-        title=TITLE,
-        version=__version__,
-        description=DESCRIPTION,
-        routes=routes,
-        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
-    )
-    described = {
-        **server.operations(),
-        **describe.operations(settings),
-        **v2.operations(settings),
-        **openai.operations(settings),
-    }
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            methods[method] = _merged(operation, described[method, path])
-    document["components"] = {
+    components = {
         "schemas": {
             **server.COMPONENTS,
             **parameters.components(settings.request),
@@ -73,11 +57,39 @@ def build_document(routes: Seq[BaseRoute], settings: Settings) -> dict[str, Any]
             }
         },
     }
-    return document
+    return {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": TITLE, "description": DESCRIPTION, "version": __version__},
+        "paths": _paths(routes, settings),
+        "components": components,
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+    }
 
 
-def _merged(operation: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """Our description, over the handler's docstring and what else FastAPI knows."""
-    summary, _, more = operation["description"].partition("\n")
-    described = {"summary": summary, "description": more.strip() or summary, **described}
-    return {**operation, **described}
+def _paths(routes: Seq[Route], settings: Settings) -> dict[str, dict[str, Any]]:
+    """Operations by path and method."""
+    described = {
+        **server.operations(),
+        **describe.operations(settings),
+        **v2.operations(settings),
+        **openai.operations(settings),
+    }
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        if route.tag is not None:
+            path = paths.setdefault(route.path_format, {})
+            for method in map(str.lower, sorted(route.methods)):
+                path[method] = _operation(route, method, described[method, route.path_format])
+    return paths
+
+
+def _operation(route: Route, method: str, described: dict[str, Any]) -> dict[str, Any]:
+    """What is described, over what the route and its handler's docstring say."""
+    summary, _, more = (inspect.getdoc(route.endpoint) or "").partition("\n")
+    return {
+        "tags": [route.tag],
+        "summary": summary,
+        "description": more.strip() or summary,
+        "operationId": re.sub(r"\W", "_", f"{route.name}{route.path_format}_{method}"),
+        **described,
+    }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from model.request import FinishReason
 from model.serving.batch import USAGE
 from model.serving.jobs import JobStatus
+from model.serving.jobs_http import AFTER, LIMIT
 from model.serving.openapi.parameters import PARAMETERS, PRIORITY, TIMEOUT_SECONDS
 from model.serving.openapi.parts import (
     BOOLEAN,
@@ -20,6 +21,8 @@ from model.serving.openapi.parts import (
     either,
     errors,
     event,
+    in_path,
+    in_query,
     nullable,
     obj,
     one_of,
@@ -57,6 +60,7 @@ HEAD: Final[dict[str, Schema]] = {
     "model": STRING,
 }
 STATUS: Final[Schema] = {"type": "integer", "minimum": 400, "maximum": 599}
+JOB: Final = in_path("job_id", STRING)
 WHEN: Final[Schema] = {"type": "string", "format": "date-time"}
 
 DESCRIPTION: Final[dict[str, Schema]] = {
@@ -167,13 +171,20 @@ def operations(settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
             **_body(settings, "images", "prompts", settings.jobs.max_pictures, _BATCHES),
             "responses": {"202": _taken(), **errors(*WORK_ERRORS)},
         },
-        ("get", job): {"responses": {"200": _job(), **errors(404, 500, 503)}},
-        ("delete", job): {"responses": {"200": _job(), **errors(404, 500, 503)}},
+        ("get", job): {
+            "parameters": [JOB],
+            "responses": {"200": _job(), **errors(404, 500, 503)},
+        },
+        ("delete", job): {
+            "parameters": [JOB],
+            "responses": {"200": _job(), **errors(404, 500, 503)},
+        },
         ("get", results): {
+            "parameters": [JOB, in_query(AFTER), in_query(LIMIT)],
             "responses": {
                 "200": response("A page of results.", {JSON: ref("JobResults")}),
                 **errors(400, 404, 500, 503),
-            }
+            },
         },
     }
 

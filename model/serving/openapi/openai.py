@@ -28,6 +28,7 @@ from model.serving.openapi.parts import (
     either,
     errors,
     event,
+    in_path,
     nullable,
     obj,
     one_of,
@@ -158,14 +159,7 @@ def operations(settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
             }
         },
         ("get", "/v1/models/{model_name}"): {
-            "parameters": [
-                {
-                    "name": "model_name",
-                    "in": "path",
-                    "required": True,
-                    "schema": one_of(settings.model.names),
-                }
-            ],
+            "parameters": [in_path("model_name", one_of(settings.model.names))],
             "responses": {
                 "200": response("A served name.", {JSON: ref("Model")}),
                 **errors(404, 500, form=ERROR),

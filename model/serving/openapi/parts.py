@@ -18,6 +18,8 @@ from model.serving.request_id import HEADER
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from model.serving.routing import QueryInteger
+
 Schema: TypeAlias = dict[str, Any]
 
 JSON: Final = "application/json"
@@ -109,6 +111,22 @@ def event(schema: Schema, *, named: bool = False, last: str | None = None) -> Sc
 def ref(name: str) -> Schema:
     """A schema among the components."""
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def in_path(name: str, schema: Schema) -> dict[str, Any]:
+    """A parameter in a path's braces."""
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def in_query(parameter: QueryInteger) -> dict[str, Any]:
+    """A whole number in the query."""
+    schema: Schema = {
+        "type": "integer",
+        "default": parameter.default,
+        "minimum": parameter.low,
+        **({} if parameter.high is None else {"maximum": parameter.high}),
+    }
+    return {"name": parameter.name, "in": "query", "required": False, "schema": schema}
 
 
 def body(content: Mapping[str, Schema], examples: Mapping[str, Any]) -> dict[str, Any]:

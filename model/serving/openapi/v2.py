@@ -23,6 +23,7 @@ from model.serving.openapi.parts import (
     either,
     errors,
     event,
+    in_path,
     nullable,
     obj,
     one_of,
@@ -197,9 +198,7 @@ def operations(settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
     for (_, path), operation in found.items():
         known = {"model_name": settings.model.names, "version": (VERSION,)}
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": one_of(values)}
-            for name, values in known.items()
-            if f"{{{name}}}" in path
+            in_path(name, one_of(values)) for name, values in known.items() if f"{{{name}}}" in path
         ] + operation.get("parameters", [])
     return found
 
