@@ -85,14 +85,20 @@ class TokenStream:
             finally:
                 self._waiting = None
         event = self._events.popleft()
-        self._over = event.finish_reason is not None
+        if event.finish_reason is not None:
+            self._end()
         return event
 
     def close(self, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Stop the sequence if it still runs and free what it holds; safe to call twice."""
         if not self._over:
-            self._over = True
+            self._end()
             self._engine.abort(self.request_id, reason)
+
+    def _end(self) -> None:
+        self._over = True
+        # It knows the reader, who knows this: together they would wait for the garbage collector.
+        self._tap = None
 
     def _deliver(self, event: TokenEvent) -> None:
         waiting = self._waiting

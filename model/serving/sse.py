@@ -106,16 +106,19 @@ def wanted_form(accept: str, stream: bool | None) -> StreamFormat | None:
 
 
 class Outlet:
-    """Where the objects of one stream leave, in one format: the answer to a request.
-
-    tap: the short way, for who makes the objects
-    """
+    """Where the objects of one stream leave, in one format: the answer to a request."""
 
     def __init__(self, scope: Scope, form: StreamFormat) -> None:
         self.form = form
         self.last_sent = 0.0
         self._writer = piece_writer(scope)
-        self.tap: Tap[Any] = Tap(self._writer.ready, self._put)
+
+    @property
+    def tap(self) -> Tap[Any]:
+        """The short way, for who makes the objects; kept here it would keep this, and the request
+        with it, until somebody collects garbage.
+        """
+        return Tap(self._writer.ready, self._put)
 
     async def send(self, item: object, send: Send) -> None:
         """Send an object, at once or as soon as the client has read enough."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,9 @@ from model.errors import QueueTimeout
 from model.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
 from model.serving.detokenizer import IncrementalDetokenizer
 from model.serving.generation import Generation, TextDelta
+from model.serving.sse import EVENTS, EventStream, Outlet
 from model.serving.tap import Tap
+from tests.unit.channel import Channel, Sent
 from tests.unit.test_detokenizer import TOKEN_BYTES, cut, ids_of
 
 if TYPE_CHECKING:
@@ -35,6 +40,10 @@ def generation(stop: tuple[str, ...] = ()) -> tuple[Generation, TokenStream]:
     stream = TokenStream(ENGINE, "r")
     request = GenerateRequest("r", (1, 2), SamplingParams(stop=stop), seed=0)
     return Generation(request, stream, IncrementalDetokenizer(TOKEN_BYTES, stop)), stream
+
+
+def event_of(delta: TextDelta) -> bytes:
+    return b"data: %b\n\n" % delta.text.encode()
 
 
 async def told_of(
@@ -132,3 +141,31 @@ def test_a_tap_is_made_for_what_comes_before() -> None:
     assert tap.ready()
     tap.put(1)
     assert put == ["2"]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_a_tapped_answer_held_is_free_without_the_garbage_collector(
+    cancelled: bool,
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        answer, stream = generation()
+        sent = Sent()
+        outlet = Outlet({}, EVENTS)
+        answer.tap(outlet.tap.after(event_of))
+        for event in events(ids_of("ab")):
+            stream._deliver(event)
+        if cancelled:
+            answer.close()
+        else:
+            pieces = (event_of(delta) async for delta in answer)
+            await EventStream(pieces, outlet, nullcontext())({}, Channel(b""), sent)
+            assert sent.body == b"data: a\n\ndata: b\n\n"
+            del pieces
+        held = [weakref.ref(answer), weakref.ref(outlet)]
+        del answer, stream, outlet
+        await asyncio.sleep(0)
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
