@@ -2,21 +2,18 @@
 
 That is what the server adds to the time to first token of many that come together, whichever step
 their prefill's turn comes in: the median of TTFT itself moves by a step's time with who falls into
-which. Server and client read the one clock of the machine. Run as a program, this is the server,
-which also writes down when its steps chose first tokens.
+which. Server and client read the one clock of the machine; `stamps` is the server that writes down
+when its steps chose first tokens.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from model.engine.stats import TTFT_BUCKETS, Histogram
 from tests.bench.servers import our_server, running
 
 if TYPE_CHECKING:
@@ -59,39 +56,7 @@ def stamped_server(
         file = Path(folder) / "first-tokens"
         launch = our_server(model, dtype, *options)
         command = [*launch.command]
-        command[command.index("-m") + 1] = "tests.bench.first_bytes"
+        command[command.index("-m") + 1] = "tests.bench.stamps"
         command.insert(command.index("-m") + 2, str(file))
         with running(replace(launch, command=tuple(command))) as server:
             yield server, FirstTokens(file)
-
-
-class _Stamps(Histogram):
-    """The engine's TTFT, which it observes at the end of the step that chose a first token."""
-
-    def __init__(self, file: TextIO) -> None:
-        super().__init__(TTFT_BUCKETS)
-        self._file = file
-
-    def observe(self, value: float, count: int = 1) -> None:
-        """Count it, and write down when."""
-        self._file.write(f"{time.monotonic()}\n")
-        super().observe(value, count)
-
-
-def _serve(file: Path, arguments: list[str]) -> int:
-    from model.__main__ import main
-    from model.serving import kserve_model
-
-    with file.open("w", buffering=1) as stamps:
-
-        class Stamped(kserve_model.Qwen3VLModel):
-            async def start_engine(self) -> None:
-                self.pipeline.engine.stats.ttft = _Stamps(stamps)
-                await super().start_engine()
-
-        kserve_model.Qwen3VLModel = Stamped  # type: ignore[misc]
-        return main(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(_serve(Path(sys.argv[1]), sys.argv[2:]))
