@@ -8,20 +8,34 @@ Needs triton; only what runs on CUDA imports this module.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-from model.runner.triton_kernels import power_of_two
 from model.runner.triton_launch import follow, kernel, launch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS = 4  # outputs of one program; of each half, where there are two
-LONGEST_TILE = 4096  # inputs that a program reads at once
-TILE_ELEMENTS_PER_WARP = 2048
+
+class Share(NamedTuple):
+    """What one program takes, and how many of them a multiprocessor holds: registers decide.
+
+    columns: outputs, of each half where there are two; tile: inputs of each that are read at once
+    """
+
+    columns: int
+    tile: int
+    num_warps: int
+    resident: int
+
+
+# Each is somewhere the fastest of many, on an H200 with weights that are in no cache.
+PLAIN = (Share(16, 512, 8, 2), Share(8, 1024, 4, 3), Share(8, 1024, 8, 2))
+GATED = (Share(16, 256, 4, 3), Share(8, 256, 4, 5))
 
 
 def norm_product(hidden: Tensor, norm: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -69,16 +83,32 @@ def _run(
     assert row.is_contiguous(), "kernels address rows by their width"
     assert weight.is_contiguous(), "kernels address rows by their width"
     num_inputs, num_outputs = weight.shape[1], output.shape[1]
-    # What does not fit one tile comes in halves of it, the next on its way during each.
-    tile = power_of_two(num_inputs) if num_inputs <= LONGEST_TILE else LONGEST_TILE // 2
-    num_warps = min(8, max(1, COLUMNS * tile // TILE_ELEMENTS_PER_WARP))
+    share = share_of(num_outputs, _num_multiprocessors(row.device), gated=gated)
     launch(
         _row_product,
-        (triton.cdiv(num_outputs, COLUMNS),),
+        (triton.cdiv(num_outputs, share.columns),),
         *(row, norm, weight, output, num_inputs, num_outputs, eps),
-        *(COLUMNS, tile, normed, gated, adds),
-        num_warps=num_warps,
+        *(share.columns, share.tile, normed, gated, adds),
+        num_warps=share.num_warps,
     )
+
+
+def share_of(num_outputs: int, num_multiprocessors: int, *, gated: bool) -> Share:
+    """How to share a product out, so that few places are empty while its last programs run."""
+
+    def used(share: Share) -> float:
+        num_programs = triton.cdiv(num_outputs, share.columns)
+        places = share.resident * num_multiprocessors
+        return float(num_programs / (triton.cdiv(num_programs, places) * places))
+
+    return max(GATED if gated else PLAIN, key=used)
+
+
+@cache
+def _num_multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @kernel
@@ -110,9 +140,10 @@ def _row_product(
             place + OUTPUTS * INPUTS, mask=exists & (index < INPUTS)[None, :], other=0.0
         )
     follow(OVERLAPS)
-    total = tl.zeros([COLUMNS], tl.float32)
-    second_total = tl.zeros([COLUMNS], tl.float32)
-    squares = tl.zeros([1], tl.float32)
+    # Sums of every place in a tile, until the end: no thread waits for another meanwhile.
+    sums = tl.zeros([COLUMNS, TILE], tl.float32)
+    second_sums = tl.zeros([COLUMNS, TILE], tl.float32)
+    squares = tl.zeros([TILE], tl.float32)
     for start in range(0, INPUTS, TILE):
         inside = start + index < INPUTS
         ahead = exists & (start + TILE + index < INPUTS)[None, :]
@@ -122,14 +153,15 @@ def _row_product(
             next_second = tl.load(place + (start + TILE) + OUTPUTS * INPUTS, mask=ahead, other=0.0)
         wide = tl.load(row + start + index, mask=inside, other=0.0).to(tl.float32)
         if NORMED:
-            squares += tl.sum(wide * wide, 0)
+            squares += wide * wide
             wide = wide * tl.load(norm + start + index, mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(tile.to(tl.float32) * wide[None, :], 1)
+        sums += tile.to(tl.float32) * wide[None, :]
         if GATED:
-            second_total += tl.sum(second.to(tl.float32) * wide[None, :], 1)
+            second_sums += second.to(tl.float32) * wide[None, :]
         tile, second = next_tile, next_second
+    total, second_total = tl.sum(sums, 1), tl.sum(second_sums, 1)
     if NORMED:
-        scale = 1.0 / tl.sqrt(squares / INPUTS + EPS)
+        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / INPUTS + EPS)
         total *= scale
         second_total *= scale
     if GATED:

@@ -64,7 +64,14 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 32), (80, 6), (4100, 9)])
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs"),
+    [
+        pytest.param(64, 32, id="less than a tile"),
+        pytest.param(2560, 6, id="whole tiles"),
+        pytest.param(1037, 7, id="no multiple of anything"),
+    ],
+)
 def test_products_of_one_row(num_inputs: int, num_outputs: int, dtype: torch.dtype) -> None:
     row, norm = random(1, num_inputs, dtype=dtype), random(num_inputs, dtype=dtype)
     weight = random(2 * num_outputs, num_inputs, dtype=dtype) / num_inputs**0.5
@@ -78,6 +85,24 @@ def test_products_of_one_row(num_inputs: int, num_outputs: int, dtype: torch.dty
     total = hidden.float() + row.float() @ weight.float().T
     triton_products.add_product(hidden, row, weight)
     close(hidden, total.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "gated", "expected"),
+    [
+        pytest.param(2048, False, triton_products.PLAIN[2], id="two for each multiprocessor"),
+        pytest.param(2560, False, triton_products.PLAIN[1], id="too many for two, all of three"),
+        pytest.param(4096, False, triton_products.PLAIN[0], id="two of twice as many columns"),
+        pytest.param(6144, False, triton_products.PLAIN[1], id="three in two turns"),
+        pytest.param(6144, True, triton_products.GATED[0], id="gated: one full turn"),
+        pytest.param(9728, True, triton_products.GATED[1], id="gated: two turns of small ones"),
+        pytest.param(12_288, True, triton_products.GATED[0], id="gated: two turns of large ones"),
+    ],
+)
+def test_how_a_product_is_shared_out(
+    num_outputs: int, gated: bool, expected: triton_products.Share
+) -> None:
+    assert triton_products.share_of(num_outputs, 132, gated=gated) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
