@@ -18,6 +18,7 @@ from torch import Tensor
 from model.runner import triton_attention, triton_kernels
 from model.runner.attention import context_slots
 from model.runner.triton_attention import DECODE_TILE, PREFILL_ROWS, SMALLEST_DOT
+from model.runner.triton_row_attention import row_attention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
@@ -156,6 +157,31 @@ class CudaKernels:
             self._geometry.eps,
         )
         return self.attend(query, keys, values, metadata).view(len(qkv), -1)
+
+    def row_attention(
+        self,
+        layer: int,
+        qkv: Tensor,
+        qk_norm: Tensor,
+        rotation: Rotation,
+        cache: KVCache,
+        metadata: CudaMetadata,
+    ) -> Tensor:
+        """The same of a batch that is a single row, in fewer launches."""
+        assert metadata.decode is not None, "one token alone is a decode"
+        return row_attention(
+            qkv,
+            qk_norm,
+            rotation,
+            metadata.slots,
+            cache.keys[layer],
+            cache.values[layer],
+            metadata.decode.tables,
+            metadata.decode.contexts,
+            eps=self._geometry.eps,
+            block_size=self.block_size,
+            scaling=self._geometry.scaling,
+        )
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, metadata: CudaMetadata) -> Tensor:
         """Attend to what is stored already.

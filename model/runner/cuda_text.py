@@ -36,6 +36,7 @@ class CudaTextModel(FastTextModel):
         weights = [found for layer in self._layers if (found := _weights(layer)) is not None]
         # None where a layer is quantized or has a bias: then every step is one of many rows.
         self._weights = weights if len(weights) == len(self._layers) else None
+        self._cuda_kernels = kernels
 
     def _run(
         self, hidden: Tensor, rotation: Rotation, inputs: TextInputs, cache: KVCache, *, trims: bool
@@ -44,10 +45,10 @@ class CudaTextModel(FastTextModel):
         single = len(hidden) == len(inputs.sample_rows) == 1 and inputs.images is None
         if self._weights is None or not single:
             return super()._run(hidden, rotation, inputs, cache, trims=trims)
-        kernels, eps = self._kernels, self._geometry.eps
+        kernels, eps = self._cuda_kernels, self._geometry.eps
         for index, (layer, weights) in enumerate(zip(self._layers, self._weights, strict=True)):
             qkv = norm_product(hidden, layer.input_norm, weights.qkv, eps)
-            attended = kernels.attention(
+            attended = kernels.row_attention(
                 index, qkv, layer.qk_norm, rotation, cache, inputs.attention
             )
             add_product(hidden, attended, weights.out)

@@ -15,12 +15,28 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from model.runner import triton_attention, triton_kernels, triton_products, triton_vision
+from model.runner import (
+    triton_attention,
+    triton_kernels,
+    triton_products,
+    triton_row_attention,
+    triton_vision,
+)
+from model.runner.kernels import Rotation
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 # What every data centre's device since 2020 gives a program.
 SHARED_BYTES = 99 << 10
+MODULES = (
+    triton_kernels,
+    triton_attention,
+    triton_row_attention,
+    triton_products,
+    triton_vision,
+)
+# By other kernels alone.
+CALLED = ("_offsets", "_fold", "_turned", "_cut", "follow")
 
 
 class Compiler:
@@ -71,14 +87,13 @@ def test_every_kernel_compiles_as_it_is_launched(
     arch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compilers = {}
-    for module in (triton_kernels, triton_attention, triton_products, triton_vision):
+    for module in MODULES:
         for name, value in list(vars(module).items()):
-            # Some are called by other kernels alone.
-            if isinstance(value, JITFunction) and name not in ("_offsets", "_fold", "follow"):
+            if isinstance(value, JITFunction) and name not in CALLED:
                 compilers[name] = Compiler(value, GPUTarget("cuda", arch, 32))
                 monkeypatch.setattr(module, name, compilers[name])
     launch_all(dtype)
-    assert len(compilers) == 9
+    assert len(compilers) == 11
     assert [name for name in compilers if not compilers[name].num_compiled] == []
 
 
@@ -118,3 +133,11 @@ def launch_all(dtype: torch.dtype) -> None:
         **paged,
     )
     triton_attention.prefill_attention(query, cache, cache, tables[:, :4], tables, query, **paged)
+    triton_row_attention.row_attention(
+        torch.zeros(1, (HEADS + 2 * KV_HEADS) * HEAD_DIM, dtype=dtype),
+        torch.zeros(HEADS + KV_HEADS, HEAD_DIM, dtype=dtype),
+        Rotation(angles[:1], angles[:1]),
+        *(numbers, cache, cache, tables[:1], numbers),
+        eps=1e-6,
+        **paged,
+    )

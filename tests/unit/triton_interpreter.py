@@ -26,13 +26,21 @@ from model.runner import (
     triton_kernels,
     triton_launch,
     triton_products,
+    triton_row_attention,
     triton_vision,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KERNELS = (triton_launch, triton_kernels, triton_attention, triton_products, triton_vision)
+KERNELS = (
+    triton_launch,
+    triton_kernels,
+    triton_attention,
+    triton_row_attention,
+    triton_products,
+    triton_vision,
+)
 # The same tests run the compiled kernels where there is a device for them.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
