@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,9 +28,11 @@ from model.runner.cuda_kernels import (
 from model.runner.qwen3_vl import TextInputs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
     from numpy.typing import NDArray
+    from torch.cuda import _POOL_HANDLE as Pool
 
     from model.engine.batch import ScheduledSequence
     from model.runner.fast_text import FastTextModel
@@ -127,26 +130,16 @@ class DecodeGraphs:
         return self._logits[: len(shares)], self._chosen[: len(shares)]
 
     @torch.inference_mode()
-    def record(self) -> None:
-        """Record a graph of every size; the cache's spare block alone is written."""
+    def record(self, pool: Pool) -> None:
+        """Record a graph of every size.
+
+        pool: of memory that recorded steps share; the cache's spare block alone is written
+        """
         started = time.monotonic()
-        pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         # The largest first: the smaller ones then fit the memory that it took.
         for size in reversed(self.buckets):
             self._empty(size)
-            torch.cuda.synchronize(self._device)
-            with torch.cuda.stream(stream):
-                # Kernels are compiled, libraries take their workspaces: neither may be recorded.
-                self._compute(size)
-            torch.cuda.synchronize(self._device)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may use the device: only what this one does is to be recorded.
-            with torch.cuda.graph(
-                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-            ):
-                self._compute(size)
-            self._graphs[size] = graph
+            self._graphs[size] = record(partial(self._compute, size), pool, self._device)
         seconds = time.monotonic() - started
         logger.info("recorded %d decode graphs in %.1f s", len(self._graphs), seconds)
 
@@ -185,6 +178,30 @@ class DecodeGraphs:
         attention = CudaMetadata(slots, decode, None)
         inputs = TextInputs(token_ids, positions, attention, None, rows)
         return _Buffers(flat, token_ids, sources, inputs)
+
+
+def record(compute: Callable[[], None], pool: Pool, device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph of what a function launches; its memory comes from the pool.
+
+    Graphs of one pool must leave their results elsewhere, and never run beside each other.
+    """
+    stream = _recording_stream(device)
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(stream):
+        # Kernels are compiled, libraries take their workspaces: neither may be recorded.
+        compute()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device: only what this one does is to be recorded.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        compute()
+    return graph
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs: for each, libraries keep a workspace."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def buckets_for(max_rows: int) -> tuple[int, ...]:

@@ -64,11 +64,17 @@ class PrefillTiles:
 
 @dataclass(frozen=True, slots=True)
 class CudaMetadata:
-    """Where a batch's tokens lie; slots: [num_tokens] int32, where each one's KV goes."""
+    """Where a batch's tokens lie.
+
+    slots: [num_tokens] int32, where each one's KV goes
+    attended: [num_tokens, num_heads, head_dim], where results of attention go, if not to a new
+    tensor; rows that neither part has keep what they hold
+    """
 
     slots: Tensor
     decode: DecodeRows | None
     prefill: PrefillTiles | None
+    attended: Tensor | None = None
 
 
 class CudaKernels:
@@ -189,7 +195,7 @@ class CudaKernels:
         query: [num_tokens, num_heads, head_dim], turned; returns the same shape
         keys, values: [num_slots, num_kv_heads, head_dim]
         """
-        output = torch.empty_like(query)
+        output = torch.empty_like(query) if metadata.attended is None else metadata.attended
         if metadata.decode is not None:
             self._decode(query, keys, values, metadata.decode, output)
         if metadata.prefill is not None:

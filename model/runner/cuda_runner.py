@@ -24,9 +24,9 @@ from model.runner.cuda_kernels import (
     PrefillTiles,
     upload,
 )
+from model.runner.cuda_layers import LayerGraphs, LayerShape, sizes_for
 from model.runner.cuda_text import CudaTextModel
 from model.runner.device import device_errors
-from model.runner.fast_text import FastTextModel
 from model.runner.fast_vision import FastVisionTower
 from model.runner.kernels import TextGeometry
 from model.runner.kv_cache import KVCache
@@ -91,7 +91,7 @@ class CudaStep:
 class CudaRunner(TorchRunner):
     """The engine's Runner over one CUDA device, in bfloat16 or float16.
 
-    graphs: whether `warm_up` records decode steps; without, they run as written
+    graphs: whether `warm_up` records steps; without, they run as written, padded all the same
     """
 
     def __init__(
@@ -115,7 +115,11 @@ class CudaRunner(TorchRunner):
             torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
         super().__init__(model, checkpoint, settings, placement)
-        assert isinstance(self._text, FastTextModel)
+        assert isinstance(self._text, CudaTextModel)
+        shape = self._layer_shape()
+        # Of the last layer only sampled rows are computed, so no picture may add to it.
+        if not quantized and shape.num_deepstack < model.config.text_config.num_hidden_layers:
+            self._text.graphs = LayerGraphs(self._text, self._kernels, self.cache, shape)
         self._decoder = DecodeGraphs(
             self._text,
             self._kernels,
@@ -147,11 +151,17 @@ class CudaRunner(TorchRunner):
             return step
 
     def warm_up(self) -> None:
-        """The same, then record the decode graphs."""
+        """The same, then record prefill layers and decode steps."""
         super().warm_up()
         if self._records and self._decoder is not None:
+            assert isinstance(self._text, CudaTextModel)
             with device_errors(), self._on_device():
-                self._decoder.record()
+                pool = torch.cuda.graph_pool_handle()
+                if self._text.graphs is not None:
+                    self._text.graphs.record(pool)
+                self._decoder.record(pool)
+                # What the steps took that were run before they were recorded.
+                torch.cuda.empty_cache()
 
     def free_memory(self) -> None:
         """Drop what is kept for speed, and give the allocator's spare memory back."""
@@ -225,7 +235,7 @@ class CudaRunner(TorchRunner):
     def _make_tower(self, visual: PreTrainedModel) -> FastVisionTower:
         return FastVisionTower(visual, triton_vision)
 
-    def _make_text(self, model: PreTrainedModel) -> FastTextModel:
+    def _make_text(self, model: PreTrainedModel) -> CudaTextModel:
         geometry = TextGeometry.of(model)
         limit = self._checkpoint.max_model_len(self._settings.max_model_len)
         block_size = self._settings.block_size
@@ -240,14 +250,28 @@ class CudaRunner(TorchRunner):
         return super()._measure_activations() + self._graph_bytes()
 
     def _graph_bytes(self) -> int:
-        """Bytes that recording takes: of the largest graph, whose memory all others share."""
+        """Bytes that recording takes: of the largest graphs, whose memory all others share."""
         config = self.model.config.text_config
         rows = buckets_for(self._settings.max_sequences)[-1]
         heads, splits = config.num_attention_heads, self._kernels.max_splits
         logits = rows * config.vocab_size * (2 * 4 + self.dtype.itemsize)
         partial = rows * heads * splits * (config.head_dim + 1) * 4
         layer = 8 * rows * (config.hidden_size + config.intermediate_size) * self.dtype.itemsize
-        return int(logits + partial + layer)
+        shape = self._layer_shape()
+        return int(logits + partial + max(layer, shape.recorded_bytes) + shape.num_bytes)
+
+    def _layer_shape(self) -> LayerShape:
+        config = self.model.config
+        text = config.text_config
+        return LayerShape(
+            sizes=sizes_for(self.max_batched_tokens),
+            max_rows=buckets_for(self._settings.max_sequences)[-1],
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            attention_size=text.num_attention_heads * text.head_dim,
+            num_deepstack=len(config.vision_config.deepstack_visual_indexes),
+            dtype=self.dtype,
+        )
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Kernels are launched on a thread's current device, whatever their tensors' is."""

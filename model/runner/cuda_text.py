@@ -17,9 +17,12 @@ from model.runner.packed import GatedLinear, PlainLinear
 from model.runner.triton_products import add_product, norm_gated_product, norm_product
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
+
     from transformers import PreTrainedModel
 
     from model.runner.cuda_kernels import CudaKernels
+    from model.runner.cuda_layers import LayerGraphs
     from model.runner.fast_text import DecoderLayer
     from model.runner.kernels import Rotation, TextGeometry
     from model.runner.kv_cache import KVCache
@@ -37,16 +40,37 @@ class CudaTextModel(FastTextModel):
         # None where a layer is quantized or has a bias: then every step is one of many rows.
         self._weights = weights if len(weights) == len(self._layers) else None
         self._cuda_kernels = kernels
+        # Where layers are recorded; set when there is a cache to record with.
+        self.graphs: LayerGraphs | None = None
 
     def _run(
         self, hidden: Tensor, rotation: Rotation, inputs: TextInputs, cache: KVCache, *, trims: bool
     ) -> Tensor:
         """See FastTextModel."""
         single = len(hidden) == len(inputs.sample_rows) == 1 and inputs.images is None
-        if self._weights is None or not single:
-            return super()._run(hidden, rotation, inputs, cache, trims=trims)
+        if self._weights is not None and single:
+            return self._run_single(hidden, rotation, inputs, cache, self._weights)
+        graphs = self.graphs
+        if graphs is not None and trims and graphs.fits(inputs, len(hidden)):
+            return graphs.run(hidden, rotation, inputs)
+        return super()._run(hidden, rotation, inputs, cache, trims=trims)
+
+    def layers(
+        self, hidden: Tensor, rotation: Rotation, inputs: TextInputs, cache: KVCache
+    ) -> Tensor:
+        """The layers as they are written, and the norm of sampled rows after them."""
+        return super()._run(hidden, rotation, inputs, cache, trims=True)
+
+    def _run_single(
+        self,
+        hidden: Tensor,
+        rotation: Rotation,
+        inputs: TextInputs,
+        cache: KVCache,
+        all_weights: Seq[_Weights],
+    ) -> Tensor:
         kernels, eps = self._cuda_kernels, self._geometry.eps
-        for index, (layer, weights) in enumerate(zip(self._layers, self._weights, strict=True)):
+        for index, (layer, weights) in enumerate(zip(self._layers, all_weights, strict=True)):
             qkv = norm_product(hidden, layer.input_norm, weights.qkv, eps)
             attended = kernels.row_attention(
                 index, qkv, layer.qk_norm, rotation, cache, inputs.attention

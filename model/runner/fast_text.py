@@ -121,8 +121,8 @@ class FastTextModel:
                 attended = attended.index_select(0, inputs.sample_rows)
             normal = kernels.add_rms_norm(hidden, layer.out(attended), layer.post_norm)
             update = layer.down(layer.gated(normal))
-            if images is not None and index < len(images.deepstack):
-                update.index_add_(0, images.rows, images.deepstack[index])
+            if images is not None:
+                images.add_deepstack(index, update)
             if index < last:
                 normal = kernels.add_rms_norm(hidden, update, self._layers[index + 1].input_norm)
         return kernels.add_rms_norm(hidden, update, self._norm)

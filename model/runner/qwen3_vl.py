@@ -40,6 +40,11 @@ class ImageRows:
     tokens: Tensor
     deepstack: tuple[Tensor, ...]
 
+    def add_deepstack(self, layer: int, update: Tensor) -> None:
+        """Add to a layer's output what DeepStack has for it; update: [num_tokens, hidden_size]."""
+        if layer < len(self.deepstack):
+            update.index_add_(0, self.rows, self.deepstack[layer])
+
 
 @dataclass(frozen=True, slots=True)
 class TextInputs:

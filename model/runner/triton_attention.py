@@ -44,7 +44,8 @@ def decode_attention(
 
     query, output: [num_tokens, num_heads, head_dim], of which `rows` alone are read and written
     keys, values: [num_slots, num_kv_heads, head_dim]
-    rows: [num_rows] int32, into the batch; tables: [num_rows, max_blocks] int32
+    rows: [num_rows] int32, into the batch, below 0 where there is no such row
+    tables: [num_rows, max_blocks] int32
     contexts: [num_rows] int32, the query's own token included; 0 makes the row zeros
     max_splits: splits that the longest context has, or more
 
@@ -115,7 +116,7 @@ def prefill_attention(
     query, output: [num_tokens, num_heads, head_dim], of which the tiles' rows are read and written
     keys, values: [num_slots, num_kv_heads, head_dim]; tables: [num_seqs, max_blocks] int32
     tiles: [num_tiles, 4] int32, up to PREFILL_ROWS rows of one sequence each: first row of the
-    batch, number of rows, position of the first in its sequence, row of tables
+    batch, number of rows or 0 for no tile, position of the first in its sequence, row of tables
     Source: Dao, FlashAttention-2, 2023.
     """
     _, num_heads, head_dim = query.shape
@@ -273,11 +274,11 @@ def _join_splits(
         mass = mass * shrink + weight
         weighted = weighted * shrink + mean * weight
         largest = now
-    # A padding row has no splits: it becomes zeros, not 0 / 0.
+    # A row without a context has no splits: it becomes zeros, not 0 / 0.
     result = weighted / tl.maximum(mass, 1e-30)
     row = tl.load(rows + item).to(tl.int64)
     target = output + (row * NUM_HEADS + head) * HEAD_DIM + dim
-    tl.store(target, result.to(output.dtype.element_ty))
+    tl.store(target, result.to(output.dtype.element_ty), mask=(row >= 0) & (dim < HEAD_DIM))
 
 
 @kernel
@@ -304,6 +305,8 @@ def _prefill(
     tile = tiles + tl.program_id(1) * 4
     first_row = tl.load(tile).to(tl.int64)
     num_rows = tl.load(tile + 1)
+    if num_rows == 0:
+        return
     first_position = tl.load(tile + 2)
     table = tables + tl.load(tile + 3).to(tl.int64) * table_width
     row = tl.arange(0, ROWS)
