@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from model.runner.transfer import on_device
+
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
@@ -130,7 +132,7 @@ class VisionEncoder:
             "pixels disagree with the grid"
         )
         # Bytes cross to the device, a quarter of what floats would be.
-        pixels = torch.from_numpy(image.pixels).to(self._device)
+        pixels = on_device(image.pixels, self._device)
         windows = pixels.view(height // merge, merge, size, width // merge, merge, size, 3)
         ordered = windows.permute(0, 3, 1, 4, 6, 2, 5).reshape(height * width, -1)
         return ordered.to(torch.float32).mul_(self._scale).sub_(self._shift)
