@@ -56,22 +56,24 @@ class InProcessEngine:
 
     async def run(self, pictures: Seq[bytes], work: Work, limit: int | None = None) -> Streams:
         """All pictures from their bytes to tokens; at the same time, or so many of them."""
-        sampling = SamplingParams(
-            max_tokens=work.num_tokens, min_tokens=work.num_tokens, ignore_eos=True
-        )
-        asks = [partial(self._ttft_seconds, picture, sampling) for picture in pictures]
+        lengths = work.lengths(len(pictures))
+        asks = [
+            partial(self._ttft_seconds, picture, length)
+            for picture, length in zip(pictures, lengths, strict=True)
+        ]
         started = time.perf_counter()
         ttft = await keep_running(limit or len(pictures), asks)
         seconds = time.perf_counter() - started
-        return Streams(len(pictures) * work.num_tokens / seconds, tuple(ttft))
+        return Streams(sum(lengths) / seconds, tuple(ttft))
 
-    async def _ttft_seconds(self, picture: bytes, sampling: SamplingParams) -> float:
+    async def _ttft_seconds(self, picture: bytes, num_tokens: int) -> float:
+        sampling = SamplingParams(max_tokens=num_tokens, min_tokens=num_tokens, ignore_eos=True)
         started = time.perf_counter()
         prompt = Prompt.about([picture], PROMPT, sampling, PixelBounds())
         [request] = await self._pipeline.prepare([prompt])
         [stream] = self._pipeline.engine.submit([request])
         times = [time.perf_counter() async for _ in stream]
-        assert len(times) == sampling.max_tokens, "every request must run its length"
+        assert len(times) == num_tokens, "every request must run its length"
         return times[0] - started
 
 

@@ -28,7 +28,7 @@ from tests.bench.machine import dtypes
 from tests.bench.rounds import alternate, progress
 from tests.bench.servers import free_port, our_server, running
 from tests.bench.tables import Pair, Row, Section, at_least
-from tests.bench.work import CHAT
+from tests.bench.work import CHAT, STAGGERED
 from tests.server.grpc_client import OPTIONS, Stub, infer_request, prefixed
 
 if TYPE_CHECKING:
@@ -121,14 +121,24 @@ async def _server_over_engine(
         async def alone(number: int) -> Streams:
             return await engine.run(CHAT.pictures(num_streams, 4, number), CHAT, limit)
 
+        async def ours_staggered(number: int) -> Streams:
+            pictures = STAGGERED.pictures(num_streams, 7, number)
+            return (await stream(server.url, pictures, STAGGERED, limit))[0]
+
+        async def alone_staggered(number: int) -> Streams:
+            return await engine.run(STAGGERED.pictures(num_streams, 7, number), STAGGERED, limit)
+
         rounds = await alternate(ROUNDS_PER_ROUND * plan.rounds, ours, alone)
+        progress("  the same with answers that do not end together")
+        staggered = await alternate(plan.rounds, ours_staggered, alone_staggered)
         one_more = await _more_ttft_of_one(server, engine, dtype)
     work = f"server, {limit} streams of {CHAT.num_tokens} tokens, {dtype}, vs engine alone"
     tokens = tuple(Pair(*(side.tokens_per_second for side in both)) for both in rounds)
     figures = (
         _loop_time(work, spent, num_streams * CHAT.num_tokens),
         _first_byte(work, handed_over),
-        _more_ttft(work, rounds, slice(limit, None), "in turn"),
+        _more_ttft(work, staggered, slice(limit, None), "one by one"),
+        _more_ttft(work, rounds, slice(limit, None), "many in turn"),
         _more_ttft(work, rounds, slice(limit), "all at once"),
         one_more,
     )
@@ -136,7 +146,7 @@ async def _server_over_engine(
 
 
 def _more_ttft(work: str, rounds: list[tuple[Streams, Streams]], which: slice, how: str) -> Figure:
-    """The medians' difference over some of the streams; how: in which these came."""
+    """The medians' difference over some of the streams; how: in which way these came."""
     more = [
         (statistics.median(ours[which]) - statistics.median(alone[which])) * 1000
         for ours, alone in ((one.ttft_seconds, other.ttft_seconds) for one, other in rounds)

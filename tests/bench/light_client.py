@@ -86,23 +86,25 @@ async def stream(
         await asked.ended
         return asked
 
-    asks = [partial(ask, _request(picture, work)) for picture in pictures]
+    lengths = work.lengths(len(pictures))
+    requests = map(_request, pictures, lengths)
+    asks = [partial(ask, request) for request in requests]
     started = time.monotonic()
     asked = await keep_running(limit or len(pictures), asks)
     seconds = time.monotonic() - started
-    first_bytes = [one.check(work.num_tokens) for one in asked]
+    first_bytes = [one.check(length) for one, length in zip(asked, lengths, strict=True)]
     ttft = (first - one.started for first, one in zip(first_bytes, asked, strict=True))
-    return Streams(len(asked) * work.num_tokens / seconds, tuple(ttft)), first_bytes
+    return Streams(sum(lengths) / seconds, tuple(ttft)), first_bytes
 
 
-def _request(picture: bytes, work: Work) -> bytes:
+def _request(picture: bytes, num_tokens: int) -> bytes:
     body = json.dumps(
         {
             "image": base64.b64encode(picture).decode(),
             "prompt": PROMPT,
             "temperature": 0,
-            "max_tokens": work.num_tokens,
-            "min_tokens": work.num_tokens,
+            "max_tokens": num_tokens,
+            "min_tokens": num_tokens,
             "ignore_eos": True,
         }
     )

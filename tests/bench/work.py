@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROMPT: Final = "Describe this image."
+STRIDE: Final = 37  # has no factor in common with what it is taken the rest by
 # Every token that the model can choose is a text of this many letters, so that a streamed piece
 # tells how many tokens it carries.
 TOKEN_LETTERS: Final = 4
@@ -54,11 +55,20 @@ BENCH_SHAPE: Final = Shape(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Requests that differ only in their picture. num_tokens: of each answer, never fewer."""
+    """Requests that differ only in their picture, and in the length of their answers.
+
+    num_tokens: of each answer, never fewer; spread: answers have up to so many more or fewer
+    """
 
     num_tokens: int = 64
     width: int = 512
     height: int = 384
+    spread: int = 0
+
+    def lengths(self, count: int) -> list[int]:
+        """Tokens of so many answers; neighbours differ, all of the spread come equally often."""
+        each = 2 * self.spread + 1
+        return [self.num_tokens - self.spread + index * STRIDE % each for index in range(count)]
 
     def pictures(self, count: int, *seed: int) -> list[bytes]:
         """PNG files of smooth noise; another seed gives others, so that no cache answers."""
@@ -75,6 +85,8 @@ class Work:
 DESCRIBE: Final = Work()
 # Little to see and much to say: what is left is decoding, and handing out tokens.
 CHAT: Final = Work(num_tokens=128, width=64, height=64)
+# The same, but that streams which began together do not end together.
+STAGGERED: Final = replace(CHAT, spread=48)
 
 
 def write_bench_model(folder: Path) -> Path:

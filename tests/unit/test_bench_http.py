@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench.first_bytes import FirstTokens, delays
 from tests.bench.http import quantile
+from tests.bench.work import Work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,3 +43,11 @@ def test_each_first_token_is_taken_once(tmp_path: Path) -> None:
     file.write_text("1.5\n2.5\n3.5\n")
     assert moments.take() == [3.5]
     assert moments.take() == []
+
+
+def test_staggered_answers_are_as_long_as_the_others_on_average_and_end_apart() -> None:
+    work = Work(num_tokens=10, spread=3)
+    each = work.lengths(7)
+    assert sorted(each) == [7, 8, 9, 10, 11, 12, 13]
+    assert work.lengths(14) == each * 2
+    assert Work(num_tokens=10).lengths(3) == [10] * 3
