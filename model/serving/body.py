@@ -238,9 +238,13 @@ async def until_disconnect(scope: Scope, receive: Receive, work: Awaitable[T]) -
         try:
             return await work
         except asyncio.CancelledError:
-            if left and task.uncancel() <= already_cancelled:
+            if left and task.cancelling() - 1 <= already_cancelled:
                 raise ClientDisconnect from None
             raise
+        finally:
+            # However it ended: what comes next is not cancelled.
+            if left:
+                task.uncancel()
 
 
 @contextmanager

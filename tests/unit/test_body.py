@@ -194,6 +194,28 @@ async def test_work_is_cancelled_when_the_client_goes() -> None:
     assert ended.is_set(), "the work has ended when the call returns"
 
 
+async def test_work_that_fails_as_the_client_goes_leaves_its_task_uncancelled() -> None:
+    channel = Channel()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise InvalidRequest("no") from None
+
+    async def serve() -> int:
+        with pytest.raises(InvalidRequest):
+            await until_disconnect({}, channel, work())
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    serving = asyncio.create_task(serve())
+    await asyncio.sleep(0.01)
+    channel.gone.set()
+    assert await serving == 0
+
+
 async def test_work_is_cancelled_with_its_caller() -> None:
     ended = asyncio.Event()
 
