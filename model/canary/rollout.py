@@ -73,7 +73,12 @@ class Golden:
 
 
 class Rollout:
-    """Drives the canary of one route, for as long as it may. identity: of this run, unique."""
+    """Drives the canary of one route, for as long as it may.
+
+    identity: of this run, unique
+    settle_rounds: for how many rounds a canary has to be ready before its first traffic: a gateway
+    that hears of its share before it hears of its pods answers 503
+    """
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class Rollout:
         report: Report,
         identity: str,
         clock: Callable[[], float],
+        settle_rounds: int = 1,
     ) -> None:
         self._traffic = traffic
         self._prometheus = prometheus
@@ -90,6 +96,8 @@ class Rollout:
         self._report = report
         self._identity = identity
         self._clock = clock
+        self._settle_rounds = settle_rounds
+        self._ready_rounds = 0
         self._id: str | None = None
 
     def run(self, wait: Callable[[float], bool]) -> State:
@@ -136,12 +144,16 @@ class Rollout:
         now = self._clock()
         not_ready = self._traffic.why_not_ready(state)
         if not_ready is not None:
+            self._ready_rounds = 0
             if now - state.started_at <= state.ready_seconds:
                 return self._wait(state, not_ready)
             reason = f"not ready within {state.ready_seconds:.0f} s: {not_ready}"
             return self._enter(state, Phase.ROLLED_BACK, reason)
         if state.progress.paused:
             return self._wait(state, "paused")
+        if self._ready_rounds < self._settle_rounds:
+            self._ready_rounds += 1
+            return self._wait(state, "ready, until gateways have heard of its pods")
         try:
             wrong = self._ask_golden(state)
         except Unanswered as e:

@@ -95,7 +95,7 @@ class World:
         traffic = RouteTraffic(self.cluster, "qwen3-vl")
         traffic.write(traffic.read(), state)
 
-    def rollout(self) -> Rollout:
+    def rollout(self, settle_rounds: int = 0) -> Rollout:
         self.num_runs += 1
         return Rollout(
             RouteTraffic(self.cluster, "qwen3-vl"),
@@ -104,6 +104,7 @@ class World:
             self.story,
             f"run-{self.num_runs}",
             lambda: self.now,
+            settle_rounds,
         )
 
     def pass_time(self, seconds: float) -> bool:
@@ -169,6 +170,16 @@ def test_a_bad_canary_loses_its_traffic_within_two_evaluations() -> None:
     [event] = [one for (_, _), one in world.api.objects.items() if one.get("type") == "Warning"][:1]
     assert event["reason"] == "CanaryRolledBack"
     assert state.reason in event["message"]
+
+
+def test_a_canary_that_is_ready_gets_its_first_traffic_a_round_later() -> None:
+    world = World()
+    run = world.rollout(settle_rounds=1)
+    run.round()
+    assert (world.state.phase, world.state.weight_percent) == (Phase.STARTING, 0)
+    assert world.state.note == "ready, until gateways have heard of its pods"
+    run.round()
+    assert (world.state.phase, world.state.weight_percent) == (Phase.PROGRESSING, 5)
 
 
 def test_two_pools_share_the_requests_as_two_services_do() -> None:

@@ -146,6 +146,7 @@ class Revisions:
             self.story,
             "run",
             time.time,
+            settle_rounds=0,
         )
         rollout.round()
         assert self.story.waits == ["Knative has not made its revision yet"]

@@ -139,7 +139,7 @@ class Pools:
         # The gateway writes beside us.
         retry(lambda: traffic.write(traffic.read(), state))
         good: Any = Good()
-        return Rollout(traffic, good, None, self.story, "run", time.time)
+        return Rollout(traffic, good, None, self.story, "run", time.time, settle_rounds=0)
 
     def route(self) -> dict[str, Any]:
         return self.cluster.api.get(f"{ROUTES.format(self.namespace)}/{ROUTE}")
