@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,16 +19,16 @@ from tests.unit.runner_driver import Driver
 from tests.unit.test_cuda_runner import (
     PROMPTS,
     Overlapped,
-    ReplayedByHand,
     cuda_runner,
     needs_cuda,
+    record_by_hand,
     requests_of,
     torch_runner,
 )
 from tests.unit.triton_interpreter import DEVICE, interpreted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from model.runner.cuda_runner import CudaRunner
@@ -146,20 +145,16 @@ def test_recorded_steps_are_replayed(folder: Path, monkeypatch: pytest.MonkeyPat
     compute = layers._compute
     replays: list[tuple[int, bool]] = []
 
-    @contextmanager
-    def recording(graph: ReplayedByHand, **_: Any) -> Iterator[None]:
-        yield
+    def again() -> Callable[[], None]:
         step = computed[-1]
-        graph.replay = lambda: (replays.append(step), compute(cuda_layers._Step(*step)))  # type: ignore[assignment]
 
-    for name, stand_in in {
-        "CUDAGraph": ReplayedByHand,
-        "graph": recording,
-        "Stream": lambda _: None,
-        "stream": nullcontext,
-        "synchronize": lambda _: None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+        def replay() -> None:
+            replays.append(step)
+            compute(cuda_layers._Step(*step))
+
+        return replay
+
+    record_by_hand(monkeypatch, again)
     layers.record((0, 0))
     assert layers.num_recorded == 2
     assert computed == [(8, True), (8, True), (8, False), (8, False)], "each runs once before"

@@ -44,7 +44,7 @@ from tests.unit.runner_driver import Driver, Part, make_request
 from tests.unit.triton_interpreter import DEVICE, interpreted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from collections.abc import Sequence as Seq
     from pathlib import Path
 
@@ -403,6 +403,29 @@ class ReplayedByHand:
         raise AssertionError("replayed before it was recorded")
 
 
+def record_by_hand(
+    monkeypatch: pytest.MonkeyPatch, again: Callable[[], Callable[[], None]]
+) -> None:
+    """Let graphs be recorded without a GPU.
+
+    again: what the graph does from now on that has just been recorded
+    """
+
+    @contextmanager
+    def recording(graph: ReplayedByHand, **_: Any) -> Iterator[None]:
+        yield
+        graph.replay = again()  # type: ignore[method-assign]
+
+    for name, stand_in in {
+        "CUDAGraph": ReplayedByHand,
+        "graph": recording,
+        "Stream": lambda _: None,
+        "stream": nullcontext,
+        "synchronize": lambda _: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+
 def test_recorded_sizes_are_replayed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cuda":
         pytest.skip("real graphs are tested below")
@@ -417,21 +440,17 @@ def test_recorded_sizes_are_replayed(folder: Path, monkeypatch: pytest.MonkeyPat
         computed.append(size)
         compute(size)
 
-    @contextmanager
-    def recording(graph: ReplayedByHand, **_: Any) -> Iterator[None]:
-        yield
+    def again() -> Callable[[], None]:
         size = computed[-1]
-        graph.replay = lambda: (replays.append(size), compute(size))  # type: ignore[assignment]
+
+        def replay() -> None:
+            replays.append(size)
+            compute(size)
+
+        return replay
 
     monkeypatch.setattr(decoder, "_compute", counted)
-    for name, stand_in in {
-        "CUDAGraph": ReplayedByHand,
-        "graph": recording,
-        "Stream": lambda _: None,
-        "stream": nullcontext,
-        "synchronize": lambda _: None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
+    record_by_hand(monkeypatch, again)
     decoder.record((0, 0))
     assert computed == [8, 8, 4, 4, 2, 2, 1, 1], "each runs once before it is recorded"
     requests = requests_of(PROMPTS)

@@ -271,6 +271,11 @@ class Step:
         return cuda.attend(self.query, self.cache.keys[0], self.cache.values[0], metadata)
 
 
+every_geometry = pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    [(2, 2, 64), (3, 1, 64), (8, 2, 128), (5, 1, 16)],
+    ids=["group of 1", "group of 3", "group of 4, 128 wide", "group of 5, 16 wide"],
+)
 SPANS = [
     pytest.param([(0, 1)], id="the first token alone"),
     pytest.param([(15, 16), (16, 17), (31, 32)], id="decodes at the edges of blocks"),
@@ -291,11 +296,7 @@ def test_attention_among_nan_slots(spans: list[tuple[int, int]], block_size: int
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim"),
-    [(2, 2, 64), (3, 1, 64), (8, 2, 128), (5, 1, 16)],
-    ids=["group of 1", "group of 3", "group of 4, 128 wide", "group of 5, 16 wide"],
-)
+@every_geometry
 def test_attention_of_every_geometry(
     heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from model.runner.cuda_kernels import CudaKernels
 from model.runner.kernels import Rotation, TorchKernels
 from model.runner.triton_row_attention import PARTS, TILE
-from tests.unit.test_triton_kernels import DEVICE, Step, close, random
+from tests.unit.test_triton_kernels import DEVICE, Step, close, every_geometry, random
 from tests.unit.triton_interpreter import interpreted
 
 if TYPE_CHECKING:
@@ -112,11 +112,7 @@ def test_long_contexts_are_shared_out(num_tiles: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim"),
-    [(2, 2, 64), (3, 1, 64), (8, 2, 128), (5, 1, 16)],
-    ids=["group of 1", "group of 3", "group of 4, 128 wide", "group of 5, 16 wide"],
-)
+@every_geometry
 def test_a_row_of_every_geometry(
     heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
