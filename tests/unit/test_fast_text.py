@@ -124,6 +124,16 @@ def test_both_paths_generate_the_same_tokens(folder: Path) -> None:
     assert fast == reference
 
 
+def test_another_cache_is_read_and_written_from_the_next_step_on(folder: Path) -> None:
+    requests = [make_request(f"r{i}", parts, seed=i) for i, parts in enumerate(PROMPTS)]
+    runner = runner_of(folder, Dtype.FLOAT32, reference=False)
+    expected = Driver(runner, 7).generate(requests, 4)
+    before, runner.cache = runner.cache, runner._new_cache(runner.num_blocks)
+    before.storage.fill_(7.0)
+    assert Driver(runner, 7).generate(requests, 4) == expected
+    assert (before.storage == 7.0).all(), "the cache before is somebody else's now"
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_layers_share_their_memory_with_the_originals(bias: bool) -> None:
     parts = [nn.Linear(6, size, bias=bias).requires_grad_(False) for size in (4, 2, 3)]
